@@ -1,0 +1,191 @@
+"""``source.toml`` of the folders kernel/, glibc/, libs/ and base-images/: types and reading. Pure.
+
+A source (kernel, libc, library)::
+
+    [source]
+    name = "linux"                 # upstream's name
+    version = "6.12.107"
+    file = "linux_6.12.107.orig.tar.xz"
+    size = 151398592               # bytes
+    sha256 = "…"
+    urls = ["debian:pool/main/l/linux/linux_6.12.107.orig.tar.xz"]   # debian:<path below a mirror's root>, or https://…
+    signature = "…"                # where its signature is checked, for people
+
+    [series]                       # a kernel's only
+    libc = "debian"                # the libc that follows
+    ukl = ["BYP"]                  # UKL options that the patches know
+
+A base image::
+
+    [base]
+    name = "debian:trixie"         # as FROM writes it
+    suite = "trixie"
+    components = ["main"]
+    architecture = "amd64"
+    priorities = ["required"]      # all packages of these priorities, beside Essential: yes
+    packages = ["gcc", …]
+    exclude = ["/usr/share/man/*", …]   # dpkg's path-exclude
+    include = ["/usr/share/doc/*/copyright"]   # dpkg's path-include, exceptions of exclude
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from uklimg.digest import Digest
+from uklimg.errors import Location, UserError
+from uklimg.lock import LockedFile, toml_location
+from uklimg.patchset import PatchSet
+
+_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+~_-]*")
+_URL = re.compile(r"(debian:|https://)[^\s]+")
+
+
+@dataclass(frozen=True)
+class SourceDefinition:
+    """What ``source.toml`` says of an upstream source. ``libc`` and ``ukl`` are a kernel series' only."""
+
+    name: str
+    version: str
+    file: LockedFile
+    urls: tuple[str, ...]
+    signature: str
+    libc: str = ""
+    ukl: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class SourceFolder:
+    """A whole folder: definition, patches, and configuration fragments by name without ``.config``."""
+
+    folder: str
+    definition: SourceDefinition
+    patches: PatchSet
+    configs: Mapping[str, bytes]
+
+
+@dataclass(frozen=True)
+class BaseDefinition:
+    """What a base image asks for; ``digest`` is in the lock, so that an edited definition is noticed."""
+
+    name: str
+    suite: str
+    components: tuple[str, ...]
+    architecture: str
+    priorities: tuple[str, ...]
+    packages: tuple[str, ...]
+    exclude: tuple[str, ...] = ()
+    include: tuple[str, ...] = ()
+
+    @property
+    def digest(self) -> Digest:
+        return Digest.of_json(
+            {
+                "name": self.name,
+                "suite": self.suite,
+                "components": list(self.components),
+                "architecture": self.architecture,
+                "priorities": sorted(self.priorities),
+                "packages": sorted(self.packages),
+                "exclude": list(self.exclude),
+                "include": list(self.include),
+            }
+        )
+
+
+def parse_source(text: str, file: str) -> SourceDefinition:
+    """Read a source's ``source.toml``; ``file`` is only named in errors. UserError for whatever is wrong."""
+    document = _load(text, file)
+    source = _Section(document, "source", file)
+    name, version = source.text("name"), source.text("version")
+    file_name, size, sha256 = source.text("file"), source.number("size"), source.text("sha256")
+    urls, signature = source.texts("urls"), source.text("signature")
+    source.done()
+    if not _FILE_NAME.fullmatch(file_name):
+        raise source.error(f"file: {file_name!r} is not a file name")
+    if not urls or not all(_URL.fullmatch(url) for url in urls):
+        raise source.error("urls: wants at least one, each debian:<path> or https://…")
+    try:
+        digest = Digest(sha256)
+    except ValueError as error:
+        raise source.error(f"sha256: {error}") from error
+    libc = ""
+    ukl: tuple[str, ...] = ()
+    if "series" in document:
+        series = _Section(document, "series", file)
+        libc, ukl = series.text("libc"), series.texts("ukl")
+        series.done()
+    _no_more(document, file)
+    return SourceDefinition(name, version, LockedFile(file_name, digest, size, urls[0]), urls, signature, libc, ukl)
+
+
+def parse_base(text: str, file: str) -> BaseDefinition:
+    """Read a base image's ``source.toml``; ``file`` is only named in errors. UserError for whatever is wrong."""
+    document = _load(text, file)
+    base = _Section(document, "base", file)
+    definition = BaseDefinition(
+        name=base.text("name"),
+        suite=base.text("suite"),
+        components=base.texts("components"),
+        architecture=base.text("architecture"),
+        priorities=base.texts("priorities"),
+        packages=base.texts("packages"),
+        exclude=base.texts("exclude"),
+        include=base.texts("include"),
+    )
+    base.done()
+    _no_more(document, file)
+    return definition
+
+
+def _load(text: str, file: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"not TOML: {error}", location=toml_location(file, error)) from error
+
+
+def _no_more(document: Mapping[str, Any], file: str) -> None:
+    if document:
+        raise UserError(f"unknown section [{sorted(document)[0]}]", location=Location(file))
+
+
+class _Section:
+    """Takes typed values out of one section and the section out of its document."""
+
+    def __init__(self, document: dict[str, Any], name: str, file: str) -> None:
+        self._name = name
+        self._file = file
+        table = document.pop(name, None)
+        if not isinstance(table, dict):
+            raise UserError(f"section [{name}] is missing", location=Location(file))
+        self._table: dict[str, Any] = dict(table)
+
+    def error(self, problem: str) -> UserError:
+        return UserError(f"[{self._name}] {problem}", location=Location(self._file))
+
+    def text(self, key: str) -> str:
+        value = self._table.pop(key, None)
+        if not isinstance(value, str) or not value:
+            raise self.error(f"{key}: wants a string")
+        return value
+
+    def number(self, key: str) -> int:
+        value = self._table.pop(key, None)
+        if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
+            raise self.error(f"{key}: wants a number greater than 0")
+        return value
+
+    def texts(self, key: str) -> tuple[str, ...]:
+        value = self._table.pop(key, None)
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            raise self.error(f"{key}: wants a list of strings")
+        return tuple(value)
+
+    def done(self) -> None:
+        if self._table:
+            raise self.error(f"unknown key {sorted(self._table)[0]!r}")
