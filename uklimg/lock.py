@@ -149,8 +149,8 @@ class Lock:
 
     def without(self, names: Iterable[str]) -> Lock:
         """What ``lock --update NAME…`` starts from. A name is an entry's key name (``debian:trixie``, ``6.12``,
-        ``debian:redis=5:8.0.2-3``), its kind (``kernel``), or a source's name (``redis``). UserError when no entry has
-        it."""
+        ``debian:redis=5:8.0.2-3``), its kind (``kernel``), or a source's name (``redis``).
+        UserError when no entry has it."""
         dropped: set[EntryKey] = set()
         for name in names:
             matching = {entry.key for entry in self.entries if name in _names(entry)}
