@@ -1,0 +1,201 @@
+"""The ``ld`` that gcc runs for ukl-gcc: the user's link as a static executable, and the object it keeps beside.
+
+Any other link (shared object, ``ld -r``, a question) is the real linker's at once. What the real linker prints and
+how it ends passes through unchanged. When only the object fails, the program is linked all the same and the reason
+is kept for LINK to tell.
+"""
+
+# Words of a command line, and names as the user wrote them.
+# ruff: noqa: PTH118, PTH119
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from uklimg.toolchain import elf, ldargs, response, store
+
+FALLBACK_FOLDER = "/usr/bin"
+# Links of configure's and CMake's and Meson's own checks: by the hundred, and nobody makes a unikernel of them.
+CHECKS = ("conftest", "cmTC_", "sanitycheck")
+CHECK_FOLDERS = ("/CMakeFiles/", "/meson-private/")
+LTO_OUTPUT = "'-flinker-output=nolto-rel'"
+LTO_REPORT = 4000  # characters of the linker's message kept as a reason
+
+
+def real_linker(name: str, path: str, own: str) -> str:
+    """The first ``name`` on PATH that is not ours (``own`` is our script's real path), "" when there is none."""
+    for folder in [*path.split(":"), FALLBACK_FOLDER]:
+        candidate = os.path.join(folder or ".", name)
+        if os.access(candidate, os.X_OK) and os.path.realpath(candidate) != own:
+            return candidate
+    return ""
+
+
+def is_check(output: str) -> bool:
+    """Is this the executable of a build system's check (or one thrown away)?"""
+    name = os.path.basename(output)
+    return name.startswith(CHECKS) or output == "/dev/null" or any(f in output for f in CHECK_FOLDERS)
+
+
+def run(cmd: Sequence[str], environment: Mapping[str, str] | None = None) -> int:
+    """Run with our own standard streams; the status as a shell has it (128 + signal)."""
+    status = subprocess.run(cmd, env=environment, check=False).returncode
+    return 128 - status if status < 0 else status
+
+
+def lto_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """For `ld -r`: make lto-wrapper write native, position-independent code."""
+    options = environment.get("COLLECT_GCC_OPTIONS", "")
+    return {**environment, "COLLECT_GCC_OPTIONS": f"{options} {LTO_OUTPUT} '-fPIE'".strip()}
+
+
+def asks_for_lto(options: str) -> bool:
+    """Does COLLECT_GCC_OPTIONS (quoted words) turn link-time optimisation on?"""
+    last = ""
+    for word in response.split(options):
+        if word.startswith("-flto") and not word.startswith(("-flto-", "-flto=none")):
+            last = word
+        elif word == "-fno-lto":
+            last = ""
+    return bool(last)
+
+
+def facts(link: ldargs.Link, program: str) -> bytes:
+    """What the final link needs to know, as JSON of one key a line."""
+    import json
+
+    libraries = link.run_time_libraries()
+    language = "c++" if {"-lstdc++", "-lsupc++"} & set(libraries) else "c"
+    content = {
+        "version": store.VERSION,
+        "program": program,
+        "language": language,
+        "libs": list(libraries),
+        "ld_options": list(link.replayed_options()),
+    }
+    return (json.dumps(content, indent=1) + "\n").encode()
+
+
+def say(text: str) -> None:
+    sys.stderr.write(f"ukl-ld: {text}\n")
+
+
+def explain_failure(link: ldargs.Link) -> None:
+    """After a failed link: name the libraries that exist only as shared objects, and where an archive may be."""
+    for missing in link.missing_archives():
+        if missing.shared:
+            say(f"no static archive of lib{missing.name}, only {missing.shared}; a unikernel is linked statically")
+            say(
+                f"hint: configure the build to make lib{missing.name}.a, or install the Debian package that has it "
+                f"(often lib{missing.name}-dev), or build without this library"
+            )
+        else:
+            say(f"hint: no lib{missing.name}.a is installed (often in Debian's lib{missing.name}-dev)")
+
+
+class Keeper:
+    """Makes and keeps the relocatable object of one link."""
+
+    def __init__(self, link: ldargs.Link, linker: str) -> None:
+        self.link = link
+        self.linker = linker
+        self.folder = store.folder()
+        self.temporary = self.folder / f".{os.getpid()}.o"
+        self.reason = ""
+
+    def make(self) -> bool:
+        """Write the temporary object; False and ``reason`` when that is impossible."""
+        self.reason = self.link.why_not_relocatable()
+        if not self.reason:
+            store.ensure(self.folder)
+            cmd = self.link.relocatable_cmd(self.linker, str(self.temporary))
+            done = subprocess.run(
+                cmd,
+                env=lto_environment(os.environ),
+                check=False,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+            )
+            if done.returncode:
+                report = done.stdout.decode(errors="replace").strip()[-LTO_REPORT:]
+                self.reason = f"the relocatable link failed with status {done.returncode}\n{report}"
+        return not self.reason
+
+    def keep(self) -> None:
+        """File the object, or the reason why there is none, under the executable's build ID."""
+        output = Path(self.link.output)
+        store.ensure(self.folder)
+        build_id = elf.build_id(output.read_bytes())
+        if not build_id:
+            say(f"{output} has no build ID; no object is kept")
+        elif self.reason:
+            store.keep_error(self.folder, build_id, self.reason)
+        else:
+            store.keep(self.folder, build_id, self.temporary, facts(self.link, str(Path.cwd() / output)))
+
+    def clean(self) -> None:
+        try:
+            self.temporary.unlink(missing_ok=True)
+        except OSError as error:
+            say(f"{self.temporary}: {error.strerror}")
+
+
+def link_and_keep(link: ldargs.Link, linker: str, bfd: str) -> int:
+    """Link the executable, keep its object; the exit status of the executable's link.
+
+    With link-time optimisation the object comes first and the executable is linked from it, which compiles
+    everything once instead of twice and makes both run the same code. If that does not work, the link is done as
+    written, so that every message is about what the user wrote.
+    """
+    keeper = Keeper(link, bfd)
+    try:
+        status = 1
+        if asks_for_lto(os.environ.get("COLLECT_GCC_OPTIONS", "")) and keeper.make():
+            cmd = link.executable_cmd(linker, str(keeper.temporary))
+            quiet = subprocess.run(cmd, check=False, capture_output=True)
+            status = quiet.returncode
+            if status:
+                keeper.reason = "the program does not link from its relocatable object\n" + quiet.stderr.decode(
+                    errors="replace"
+                )
+            else:
+                sys.stdout.buffer.write(quiet.stdout)
+                sys.stderr.buffer.write(quiet.stderr)
+        if status:
+            status = run(link.executable_cmd(linker))
+            if status:
+                explain_failure(link)
+                return status
+            if not keeper.reason:
+                keeper.make()
+        keeper.keep()
+    except (OSError, elf.NotElf) as error:
+        say(f"no object is kept for {link.output}: {error}")
+    finally:
+        keeper.clean()
+    return status
+
+
+def main() -> None:
+    own = os.path.realpath(sys.argv[0])
+    name = os.path.basename(sys.argv[0])
+    path = os.environ.get("PATH", "")
+    linker = real_linker(name, path, own)
+    if not linker:
+        sys.exit(f"ukl-ld: cannot find '{name}'")
+    args = response.expand(sys.argv[1:])
+    link = ldargs.Link(ldargs.parse(args), os.path.isfile, os.path.realpath)
+    if not link.is_executable:
+        os.execv(linker, [linker, *sys.argv[1:]])
+    if is_check(str(Path.cwd() / link.output)):
+        status = run(link.executable_cmd(linker))
+        if status:
+            explain_failure(link)
+    else:
+        status = link_and_keep(link, linker, real_linker("ld.bfd", path, own) or linker)
+    sys.stdout.flush()
+    sys.exit(status)
