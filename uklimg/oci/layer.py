@@ -7,7 +7,10 @@ Pure: a caller writes ``header``, the file, then ``trailer``; a reader takes 512
 from __future__ import annotations
 
 import tarfile
+from collections.abc import Iterator
+from typing import BinaryIO
 
+from uklimg.digest import CHUNK
 from uklimg.errors import CorruptError, InternalError
 from uklimg.oci.model import EPOCH
 
@@ -52,3 +55,17 @@ def file_size(first_block: bytes, path: str, layer_size: int) -> int:
     if info.size < 0 or length(info.size) > layer_size:
         raise CorruptError(f"the layer of {path} is shorter than its file")
     return info.size
+
+
+def file_chunks(stream: BinaryIO, path: str, layer_size: int) -> Iterator[bytes]:
+    """The bytes of the file ``path`` out of ``stream``, a layer of ``layer_size`` bytes at its beginning.
+
+    The stream is left after the file; a caller that wants the blob verified to its end reads on.
+    """
+    left = file_size(stream.read(BLOCK), path, layer_size)
+    while left:
+        chunk = stream.read(min(left, CHUNK))
+        if not chunk:
+            raise CorruptError(f"the layer of {path} is shorter than its file")
+        left -= len(chunk)
+        yield chunk

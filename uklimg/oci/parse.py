@@ -32,7 +32,7 @@ MAX_CONFIG = 8 << 20
 MAX_BLOB = 1 << 40
 MAX_DEPTH = 16
 MAX_LAYERS = 512
-MAX_MANIFESTS = 1024
+MAX_MANIFESTS = 16384
 
 _Object: TypeAlias = Mapping[str, object]
 _T = TypeVar("_T")
