@@ -1,0 +1,282 @@
+"""COPY, ADD, SOURCE and RUN's mounts: what comes from where."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+
+from uklimg.digest import Digest
+from uklimg.errors import Location, UserError
+from uklimg.spec import values
+from uklimg.spec.model import (
+    BaseImage,
+    ContextSource,
+    Copy,
+    DebianSource,
+    GitSource,
+    HeredocFile,
+    Mount,
+    OciImage,
+    Origin,
+    Source,
+    SourceRef,
+    StageRef,
+    UrlSource,
+)
+from uklimg.spec.scope import Scope, checked
+from uklimg.spec.values import BadValueError, quoted
+from uklimg.uklfile import ast
+from uklimg.uklfile.lexer import parse_heredoc
+from uklimg.uklfile.parser import did_you_mean
+
+_OCI = re.compile(
+    r"(?:localhost|[A-Za-z0-9.-]+\.[A-Za-z0-9.-]+|[A-Za-z0-9.-]+:[0-9]+|localhost:[0-9]+|\[[0-9a-f:.]+\](?::[0-9]+)?)"
+    r"(?:/[a-z0-9]+(?:(?:\.|__?|-+)[a-z0-9]+)*)+(?::[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?(?:@sha256:[0-9a-f]{64})?",
+    re.ASCII,
+)
+_COMMIT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./-]*", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Names:
+    """What FROM and --from can mean at one point: base images, and earlier stages by name (lower case) and number.
+
+    ``later`` are the names of stages that come only afterwards.
+    """
+
+    base_images: Collection[str]
+    stages: Mapping[str, str]  # name or number -> BuildStage.name
+    later: Collection[str] = ()
+
+    def base_image(self, text: str) -> BaseImage | None:
+        """``debian:trixie`` and ``debian-trixie`` are both the folder debian-trixie."""
+        folder = text.replace(":", "-")
+        return next((BaseImage(folder) for name in self.base_images if name.replace(":", "-") == folder), None)
+
+    def origin(self, text: str, location: Location) -> Origin:
+        """The stage, base image or registry image that ``text`` names."""
+        if text.lower() in self.stages:
+            return StageRef(self.stages[text.lower()])
+        if text.lower() in self.later:
+            hint = "a stage can use only stages above it"
+            raise UserError(f"stage {quoted(text)} comes later", hint=hint, location=location)
+        if base := self.base_image(text):
+            return base
+        if len(text) <= 512 and _OCI.fullmatch(text):
+            return OciImage(text)
+        stages = [name for name in self.stages if not name.isdecimal()]
+        bases = sorted(name.replace("-", ":", 1) for name in self.base_images)
+        hint = did_you_mean(text, [*stages, *bases])
+        if not hint:
+            known = ", ".join(bases) or "none"
+            hint = (
+                f"base images: {known}; an image of a registry is written with its host, as in host.example/name:tag"
+            )
+        raise UserError(f"unknown base image {quoted(text)}", hint=hint, location=location)
+
+
+def copy(node: ast.Transfer, scope: Scope, names: Names) -> Copy:
+    """COPY or ADD; raises UserError."""
+    assert node.dest is not None, "the parser gives COPY a destination"
+    origin = _from_flag(node, names)
+    files, words = _heredocs(node, scope)
+    if parse_heredoc(node.dest.text, node.dest.location):
+        raise UserError("a heredoc cannot be the destination", hint="COPY <<EOF /path", location=node.dest.location)
+    sources: list[str] = []
+    for word in words:
+        text = scope.text(word)
+        if not text:
+            raise UserError(f"an empty source in {node.keyword}", location=word.location)
+        if node.keyword == "ADD" and re.match(r"[a-z+]+://|git@", text):
+            hint = "SOURCE in a build stage fetches, and the lock keeps the digest"
+            raise UserError(f"ADD does not fetch {quoted(text)}", hint=hint, location=word.location)
+        sources.append(_source_path(text, origin, word.location))
+    dest = values.destination(scope.text(node.dest), scope.workdir)
+    if len(sources) + len(files) > 1 and not dest.endswith("/"):
+        hint = f"end it with a slash: {dest}/"
+        raise UserError("several sources need a folder as destination", hint=hint, location=node.dest.location)
+    checksum = node.flag("checksum")
+    if checksum is not None:
+        raise UserError("--checksum is for what is fetched", hint="use SOURCE", location=checksum.location)
+    owner, mode = scope.flag(node, "chown"), scope.flag(node, "chmod")
+    return Copy(
+        location=node.location,
+        sources=tuple(sources),
+        files=files,
+        dest=dest,
+        origin=origin,
+        unpack=node.keyword == "ADD",
+        chown=checked(values.owner, owner.text, owner.location) if owner else "",
+        chmod=checked(values.mode, mode.text, mode.location) if mode else None,
+        parents=_is_set(node, "parents"),
+        exclude=tuple(
+            scope.text(ast.Word(flag.value, flag.location))
+            for flag in node.flags
+            if flag.name == "exclude" and flag.value
+        ),
+    )
+
+
+def _from_flag(node: ast.Directive, names: Names) -> Origin | None:
+    flag = node.flag("from")
+    if flag is None:
+        return None
+    value = flag.value or ""
+    if "$" in value:
+        hint = "give it a stage of its own: FROM $image AS name"
+        raise UserError("--from does not take variables", hint=hint, location=flag.location)
+    return names.origin(value, flag.location)
+
+
+def _is_set(node: ast.Directive, name: str) -> bool:
+    flag = node.flag(name)
+    return flag is not None and (flag.value or "true").lower() == "true"
+
+
+def _source_path(text: str, origin: Origin | None, location: Location) -> str:
+    if origin is None:
+        return checked(values.in_context, text, location)
+    return values.absolute(text).lstrip("/") or "."
+
+
+def _heredocs(node: ast.Transfer, scope: Scope) -> tuple[tuple[HeredocFile, ...], list[ast.Word]]:
+    """The sources that are heredocs, and the words that are not."""
+    bodies = {heredoc.name: heredoc for heredoc in node.heredocs}
+    files: list[HeredocFile] = []
+    words: list[ast.Word] = []
+    for word in node.sources:
+        opening = parse_heredoc(word.text, word.location) if bodies else None
+        if opening is None or opening.name not in bodies:
+            words.append(word)
+            continue
+        if "/" in opening.name or opening.name in (".", ".."):
+            raise UserError(f"{quoted(opening.name)} cannot name a file", location=word.location)
+        files.append(HeredocFile(opening.name, scope.heredoc(bodies[opening.name])))
+    return tuple(files), words
+
+
+def source(node: ast.Transfer, scope: Scope) -> Source:
+    """SOURCE; raises UserError."""
+    assert node.dest is not None, "the parser gives SOURCE a destination"
+    if len(node.sources) != 1:
+        raise UserError("SOURCE takes one thing and a destination", location=node.sources[1].location)
+    word = node.sources[0]
+    checksum, strip, patch = (scope.flag(node, name) for name in ("checksum", "strip", "patch"))
+    what = source_ref(scope.text(word), word.location)
+    if checksum and isinstance(what, ContextSource | GitSource):
+        raise UserError("--checksum is for archives that are fetched", location=checksum.location)
+    return Source(
+        location=node.location,
+        what=what,
+        dest=values.absolute(scope.text(node.dest), scope.workdir),
+        checksum=checked(_digest, checksum.text, checksum.location) if checksum else None,
+        strip=checked(lambda text: values.number(text, "a number of folders"), strip.text, strip.location)
+        if strip
+        else None,
+        patches=checked(values.in_context, patch.text, patch.location) if patch else "",
+    )
+
+
+def _digest(text: str) -> Digest:
+    try:
+        return Digest.parse(text)
+    except ValueError as error:
+        raise BadValueError(str(error), "sha256: and 64 hexadecimal digits") from error
+
+
+def source_ref(text: str, location: Location) -> SourceRef:
+    """``debian:name[=version]``, ``https://…``, ``git+https://…#commit`` or a path of the context."""
+    if text.startswith("debian:"):
+        package = checked(values.package, text.removeprefix("debian:"), location)
+        return DebianSource(package.name, package.version)
+    if text.startswith("git+"):
+        url, _, commit = text.removeprefix("git+").partition("#")
+        if not re.match(r"https://[^/\s]+/\S+\Z", url):
+            raise UserError(f"{quoted(text)} is not a git source", hint="git+https://…#commit", location=location)
+        if not _COMMIT.fullmatch(commit):
+            raise UserError("a git source needs a commit", hint=f"{url}#commit", location=location)
+        return GitSource(url, commit)
+    if re.match(r"https://[^/\s]+/\S+\Z", text):
+        return UrlSource(text)
+    if match := re.match(r"([A-Za-z][A-Za-z0-9+.-]*):", text):
+        hint = "debian:name[=version], https://…, git+https://…#commit, or a path of the context"
+        raise UserError(f"unknown kind of source {quoted(match[1])}", hint=hint, location=location)
+    if not text:
+        raise UserError("an empty source", location=location)
+    return ContextSource(checked(values.in_context, text, location))
+
+
+_MOUNT_KINDS = ("bind", "cache", "tmpfs", "secret", "ssh")
+_MOUNT_SHARING = ("shared", "private", "locked")
+_ALIASES = {"src": "source", "dst": "target", "destination": "target", "ro": "readonly", "rw": "readwrite"}
+_MOUNT_KEYS = ("type", "target", "source", "from", "readonly", "readwrite", "id", "sharing", "size", "mode", "uid")
+_ALL_MOUNT_KEYS = (*_MOUNT_KEYS, "gid", "required", *_ALIASES)
+
+
+def mount(flag: ast.Flag, scope: Scope, names: Names) -> Mount:
+    """``--mount=type=cache,target=/path,…``; raises UserError."""
+    fields = _mount_fields(flag, scope)
+    kind = fields.get("type", "bind")
+    known = {"kind": (kind, _MOUNT_KINDS), "sharing": (fields.get("sharing", "shared"), _MOUNT_SHARING)}
+    for what, (word, allowed) in known.items():
+        if word not in allowed:
+            hint = did_you_mean(word, allowed) or ", ".join(allowed)
+            raise UserError(f"unknown {what} of mount {quoted(word)}", hint=hint, location=flag.location)
+    target = fields.get("target", "")
+    if not target and kind not in ("secret", "ssh"):
+        raise UserError(f"a {kind} mount needs target=/path", location=flag.location)
+    origin = names.origin(fields["from"], flag.location) if "from" in fields else None
+
+    def value(name: str, function: Callable[[str], int]) -> int | None:
+        return checked(function, fields[name], flag.location, f"{name}: ") if name in fields else None
+
+    source_path = fields.get("source", "")
+    if kind == "bind" and origin is None:
+        source_path = checked(values.in_context, source_path or ".", flag.location)
+    writable = kind in ("cache", "tmpfs")
+    read_only = _truth(fields, "readonly", flag) if "readonly" in fields else not writable
+    return Mount(
+        kind=kind,
+        target=values.absolute(target, scope.workdir) if target else "",
+        source=source_path,
+        origin=origin,
+        read_only=not _truth(fields, "readwrite", flag) if "readwrite" in fields else read_only,
+        id=fields.get("id", ""),
+        sharing=fields.get("sharing", "shared") if kind == "cache" else "",
+        size=value("size", values.size) or 0,
+        mode=value("mode", values.mode),
+        uid=value("uid", lambda text: values.number(text, "a user id")),
+        gid=value("gid", lambda text: values.number(text, "a group id")),
+        required=_truth(fields, "required", flag) if "required" in fields else False,
+    )
+
+
+def _mount_fields(flag: ast.Flag, scope: Scope) -> dict[str, str]:
+    fields: dict[str, str] = {}
+    try:
+        rows = list(csv.reader([flag.value or ""], strict=True))
+    except csv.Error as error:
+        raise UserError(f"--mount: {error}", location=flag.location) from error
+    for item in rows[0] if rows else []:
+        key, equals, value = item.partition("=")
+        key = _ALIASES.get(key.lower(), key.lower())
+        if key not in _ALL_MOUNT_KEYS:
+            hint = did_you_mean(key, _ALL_MOUNT_KEYS)
+            raise UserError(f"unknown mount option {quoted(key)}", hint=hint, location=flag.location)
+        if not equals and key not in ("readonly", "readwrite", "required"):
+            raise UserError(f"the mount option {key} needs a value", hint=f"{key}=…", location=flag.location)
+        if key == "from" and "$" in value:
+            raise UserError("from= does not take variables", location=flag.location)
+        fields[key] = scope.text(ast.Word(value, flag.location)) if equals else "true"
+        if key in ("type", "sharing"):
+            fields[key] = fields[key].lower()
+    return fields
+
+
+def _truth(fields: Mapping[str, str], name: str, flag: ast.Flag) -> bool:
+    value = fields[name].lower()
+    if value not in ("true", "false", "1", "0"):
+        raise UserError(f"{name} is true or false, not {quoted(value)}", location=flag.location)
+    return value in ("true", "1")
