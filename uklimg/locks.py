@@ -1,0 +1,78 @@
+"""Locks between processes (and threads): flock(2) on files.
+
+A lock belongs to an open file, so the kernel lets go of it when its owner dies, however it dies. That also makes a
+held lock a sign of life, for temporary files whose owner may have been killed.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def locked(path: Path, *, shared: bool = False) -> Iterator[None]:
+    """Hold the lock ``path`` (made when missing), waiting for it."""
+    fd = _open(path, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+    assert fd is not None
+    try:
+        yield
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def try_locked(path: Path) -> Iterator[bool]:
+    """Like ``locked`` and exclusive, but gives False at once when somebody else holds it."""
+    fd = _open(path, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    try:
+        yield fd is not None
+    finally:
+        if fd is not None:
+            os.close(fd)
+
+
+def create_locked(path: Path) -> int:
+    """A file for reading and writing, held exclusively as long as the returned descriptor is open.
+
+    An existing one is emptied.
+    """
+    fd = _open(path, fcntl.LOCK_EX)
+    assert fd is not None
+    os.ftruncate(fd, 0)
+    return fd
+
+
+def abandoned(path: Path) -> bool:
+    """Whether nobody holds the file ``path``; False when it does not exist."""
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(fd)
+    return True
+
+
+def _open(path: Path, operation: int) -> int | None:
+    """Open and lock. Whoever waits may get the lock of a file that was removed meanwhile: then try again."""
+    while True:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(fd, operation)
+            if os.fstat(fd).st_nlink > 0:
+                return fd
+        except BlockingIOError:
+            os.close(fd)
+            return None
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)

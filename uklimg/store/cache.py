@@ -1,0 +1,150 @@
+"""Which step made what: one small JSON file a key, ``cache/<key hex>.json``.
+
+A record is written after the blobs that it names, so a record that can be read promises blobs that were complete.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from uklimg import oci
+from uklimg.digest import JSON, Digest, canonical_json
+from uklimg.errors import CorruptError
+from uklimg.graph import Kind
+from uklimg.store.layout import Layout, reported
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step left. ``root`` is the OCI manifest (TREE, ROOTFS) or, for a built image, its index; ``layers`` the
+    manifest's layers, uncompressed tars, for a TREE exactly one, for an image none."""
+
+    key: Digest
+    kind: Kind
+    root: oci.Descriptor
+    layers: tuple[oci.Descriptor, ...] = ()
+
+    @property
+    def layer(self) -> oci.Descriptor:
+        """The topmost layer: a TREE's only one."""
+        return self.layers[-1]
+
+
+@dataclass(frozen=True)
+class Record:
+    """A result with what ``explain`` and ``prune`` want to know. ``fields`` is what the key hashes, by name;
+    ``last_used`` in seconds since 1970."""
+
+    result: StepResult
+    step: str
+    fields: Mapping[str, JSON] = field(hash=False)
+    last_used: float = 0
+
+    @property
+    def key(self) -> Digest:
+        return self.result.key
+
+    def sources(self) -> tuple[Digest, ...]:
+        """The blobs that the step read as inputs."""
+        found: list[Digest] = []
+        for value in self.fields.values():
+            if isinstance(value, Mapping) and isinstance(value.get("blob"), str):
+                found.append(Digest.parse(str(value["blob"])))
+        return tuple(found)
+
+
+class Cache:
+    """The records below ``layout.root / "cache"``."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+        self._folder = layout.root / "cache"
+        with reported("make the store"):
+            self._folder.mkdir(exist_ok=True)
+
+    def _path(self, key: Digest) -> Path:
+        return self._folder / f"{key.hex}.json"
+
+    def read(self, key: Digest) -> Record | None:
+        """The record of ``key``; None when there is none or it cannot be read."""
+        path = self._path(key)
+        try:
+            record = _decode(path.read_bytes(), path.stat().st_mtime)
+        except (FileNotFoundError, CorruptError, ValueError, KeyError, TypeError):
+            return None
+        return record if record.key == key else None
+
+    def write(self, record: Record) -> None:
+        self._layout.replace(self._path(record.key), _encode(record))
+
+    def touch(self, key: Digest) -> None:
+        """Note that ``key`` was used now."""
+        try:
+            os.utime(self._path(key))
+        except OSError:
+            return  # a store that we may only read serves as well
+
+    def remove(self, key: Digest) -> None:
+        self._path(key).unlink(missing_ok=True)
+
+    def all(self) -> Iterator[Record]:
+        """Every readable record, by key."""
+        for path in sorted(self._folder.glob("*.json")):
+            try:
+                record = self.read(Digest(path.stem))
+            except ValueError:
+                continue
+            if record is not None:
+                yield record
+
+
+def _encode(record: Record) -> bytes:
+    result = record.result
+    return canonical_json(
+        {
+            "version": VERSION,
+            "key": str(result.key),
+            "kind": result.kind.value,
+            "step": record.step,
+            "root": result.root.fields(),
+            "layers": [layer.fields() for layer in result.layers],
+            "fields": dict(record.fields),
+        }
+    )
+
+
+def _decode(data: bytes, last_used: float) -> Record:
+    """Raises CorruptError, ValueError, KeyError or TypeError for anything that ``_encode`` did not write."""
+    top = oci.parse_json(data, "cache record", 64 << 20)
+    if top["version"] != VERSION:
+        raise ValueError("a record of another version")
+    # The root and the layers have the form of an index's entries, which ``oci`` reads with all its checks.
+    listed = {"schemaVersion": 2, "mediaType": oci.INDEX, "manifests": [top["root"], *_list(top["layers"])]}
+    root, *layers = oci.parse_index(canonical_json(_json(listed)), "cache record").manifests
+    result = StepResult(Digest.parse(str(top["key"])), Kind(top["kind"]), root, tuple(layers))
+    fields = _json(top["fields"])
+    if not isinstance(fields, Mapping):
+        raise TypeError("fields")
+    return Record(result, str(top["step"]), fields, last_used)
+
+
+def _list(value: object) -> list[object]:
+    if not isinstance(value, list):
+        raise TypeError("not a list")
+    return value
+
+
+def _json(value: object) -> JSON:
+    """``value``, which a JSON parser made, as its type."""
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, list):
+        return [_json(item) for item in value]
+    if isinstance(value, dict):
+        return {str(name): _json(item) for name, item in value.items()}
+    raise TypeError(f"no {type(value).__name__} in a record")

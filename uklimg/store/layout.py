@@ -1,0 +1,318 @@
+"""An OCI image layout on disk (image-layout.md of the OCI image specification), written atomically, read with care.
+
+    oci-layout  index.json  blobs/sha256/<hex>   what skopeo, oras and umoci read
+    tmp/                                         what is being written; files of dead owners are swept
+    corrupt/                                     blobs that had other bytes than their name promises
+    locks/
+
+Every write is temp + fsync + rename; every blob is hashed before its bytes are used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import threading
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from uklimg import locks, oci
+from uklimg.digest import CHUNK, Digest
+from uklimg.errors import CorruptError, InternalError, ToolError
+
+LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'
+# Larger blobs are hashed once a process, and again only when the file changed.
+_ALWAYS_HASHED = 1 << 20
+
+
+@contextmanager
+def reported(doing: str) -> Iterator[None]:
+    """Turn an OSError (disk full, no permission) into a ToolError of one line."""
+    try:
+        yield
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        raise ToolError(f"cannot {doing}: {error.strerror or error}{where}") from error
+
+
+def fsync_folder(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+class BlobWriter:
+    """Takes a blob's bytes; made by ``Layout.writer``. Nothing is in the store before ``commit``."""
+
+    def __init__(self, layout: Layout, fd: int, temporary: Path) -> None:
+        self._layout = layout
+        self._fd = fd
+        self._temporary = temporary
+        self._hasher = hashlib.sha256()
+        self._committed = False
+        self.size = 0
+
+    def write(self, data: bytes | memoryview, /) -> int:
+        """Append; the whole of ``data`` is taken. Returns its length, so that this is a file for writing."""
+        self._hasher.update(data)
+        view = memoryview(data)
+        with reported("write to the store"):
+            while view:
+                view = view[os.write(self._fd, view) :]
+        self.size += len(data)
+        return len(data)
+
+    @property
+    def digest(self) -> Digest:
+        """Of what was written so far."""
+        return Digest(self._hasher.hexdigest())
+
+    def commit(self, expected: Digest | None = None, media_type: str = "application/octet-stream") -> oci.Descriptor:
+        """Give the blob its name. CorruptError, and nothing stored, when its digest is not ``expected``."""
+        if self._committed:
+            raise InternalError("a blob was committed twice")
+        digest = self.digest
+        if expected is not None and digest != expected:
+            raise CorruptError(f"expected {expected}, got {digest} ({self.size} bytes)")
+        with reported("write to the store"):
+            os.fchmod(self._fd, 0o444)
+            os.fsync(self._fd)
+            self._layout.adopt(self._temporary, digest)
+        self._committed = True
+        return oci.Descriptor(media_type, digest, self.size)
+
+
+class Layout:
+    """The layout below ``root``, which is made when missing. Safe for several threads and processes at once."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.absolute()
+        self._blobs = self.root / "blobs" / "sha256"
+        self._corrupt = self.root / "corrupt"
+        self.tmp = self.root / "tmp"
+        self.locks = self.root / "locks"
+        self._verified: dict[Digest, tuple[int, int, int]] = {}
+        self._guard = threading.Lock()
+        with reported("make the store"):
+            for folder in (self._blobs, self._corrupt, self.tmp, self.locks):
+                folder.mkdir(parents=True, exist_ok=True)
+            if not (self.root / "oci-layout").exists():
+                self.replace(self.root / "oci-layout", LAYOUT)
+            if not (self.root / "index.json").exists():
+                with self.editing():
+                    pass
+
+    # Writing
+
+    @contextmanager
+    def writer(self) -> Iterator[BlobWriter]:
+        """A new blob: ``write`` its bytes, then ``commit``. Without ``commit`` nothing stays."""
+        temporary = self.tmp / f"{uuid.uuid4().hex}.blob"
+        with reported("write to the store"):
+            fd = locks.create_locked(temporary)
+        try:
+            yield BlobWriter(self, fd, temporary)
+        finally:
+            # Unlinked before the lock goes; after a commit it has another name.
+            temporary.unlink(missing_ok=True)
+            os.close(fd)
+
+    def adopt(self, temporary: Path, digest: Digest) -> None:
+        """Move a file, hashed and fsynced by the caller, to its place."""
+        temporary.rename(self.blob_path(digest))
+        fsync_folder(self._blobs)
+        with self._guard:
+            self._verified.pop(digest, None)
+
+    def put_bytes(self, data: bytes, media_type: str = "application/octet-stream") -> oci.Descriptor:
+        with self.writer() as writer:
+            writer.write(data)
+            return writer.commit(media_type=media_type)
+
+    def put_file(self, path: Path, media_type: str = "application/octet-stream") -> oci.Descriptor:
+        """Copy the file ``path`` into the store."""
+        with self.writer() as writer, path.open("rb") as source:
+            while chunk := source.read(CHUNK):
+                writer.write(chunk)
+            return writer.commit(media_type=media_type)
+
+    def replace(self, path: Path, data: bytes) -> None:
+        """Write the file ``path`` of the store so that a reader sees the old bytes or the new ones."""
+        temporary = self.tmp / f"{uuid.uuid4().hex}.blob"
+        with reported("write to the store"):
+            fd = locks.create_locked(temporary)
+            try:
+                with os.fdopen(os.dup(fd), "wb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(fd)
+                temporary.rename(path)
+                fsync_folder(path.parent)
+            finally:
+                temporary.unlink(missing_ok=True)
+                os.close(fd)
+
+    # Reading
+
+    def blob_path(self, digest: Digest) -> Path:
+        """Where the blob lies or would lie. Use ``verified_path`` for reading."""
+        return self._blobs / digest.hex
+
+    def has(self, digest: Digest, size: int = 0) -> bool:
+        """Whether there is such a file, of ``size`` bytes unless 0; its bytes are not read."""
+        try:
+            found = self.blob_path(digest).stat()
+        except FileNotFoundError:
+            return False
+        return size in (0, found.st_size)
+
+    def verified_path(self, digest: Digest) -> Path:
+        """The blob's file after hashing it (large ones once a process).
+
+        CorruptError when it is missing or differs; in the latter case the file is moved to ``corrupt/``, so that the
+        next build makes or fetches the blob again.
+        """
+        path = self.blob_path(digest)
+        try:
+            found = path.stat()
+        except FileNotFoundError:
+            raise CorruptError(f"the store lacks blob {digest}", hint="run the build again to make it") from None
+        stamp = (found.st_ino, found.st_size, found.st_mtime_ns)
+        with self._guard:
+            if self._verified.get(digest) == stamp and found.st_size > _ALWAYS_HASHED:
+                return path
+        with path.open("rb") as file:
+            actual = Digest.of_stream(file)
+        if actual != digest:
+            self.set_aside(digest)
+            raise CorruptError(
+                f"blob {path} is corrupt: its bytes have {actual}",
+                hint="it was moved aside; run the build again to fetch or make it",
+            )
+        with self._guard:
+            self._verified[digest] = stamp
+        return path
+
+    def open_blob(self, digest: Digest) -> BinaryIO:
+        """The blob for reading, after hashing it."""
+        return self.verified_path(digest).open("rb")
+
+    def read_blob(self, digest: Digest) -> bytes:
+        """A small blob; the very bytes returned were hashed."""
+        try:
+            data = self.blob_path(digest).read_bytes()
+        except FileNotFoundError:
+            raise CorruptError(f"the store lacks blob {digest}", hint="run the build again to make it") from None
+        if Digest.of(data) != digest:
+            self.verified_path(digest)  # sets it aside and raises
+        return data
+
+    def set_aside(self, digest: Digest) -> None:
+        """Move a blob to ``corrupt/``."""
+        with reported("move a corrupt blob aside"):
+            self.blob_path(digest).rename(self._corrupt / f"{digest.hex}.{uuid.uuid4().hex[:8]}")
+
+    def closure(self, root: oci.Descriptor) -> tuple[oci.Descriptor, ...]:
+        """``root`` and everything that it refers to, each once; reads and verifies manifests and indexes."""
+        found: dict[Digest, oci.Descriptor] = {}
+        todo = [root]
+        while todo:
+            current = todo.pop()
+            if current.digest in found:
+                continue
+            found[current.digest] = current
+            if current.media_type in oci.INDEXES:
+                todo.extend(oci.parse_index(self.read_blob(current.digest), str(current.digest)).manifests)
+            elif current.media_type in oci.MANIFESTS:
+                todo.extend(oci.parse_manifest(self.read_blob(current.digest), str(current.digest)).blobs())
+        return tuple(found.values())
+
+    def verify(self, root: oci.Descriptor) -> tuple[oci.Descriptor, ...]:
+        """The closure of ``root``, with every byte of it hashed; CorruptError when anything is missing or differs."""
+        found = self.closure(root)
+        for blob in found:
+            self.verified_path(blob.digest)
+        return found
+
+    # index.json
+
+    def index(self) -> oci.Index:
+        """The entries of index.json."""
+        try:
+            data = (self.root / "index.json").read_bytes()
+        except FileNotFoundError:
+            return oci.Index(())
+        return oci.parse_index(data, str(self.root / "index.json"))
+
+    def tags(self) -> Mapping[str, oci.Descriptor]:
+        """Images by name, sorted."""
+        found = {m.annotations[oci.REF_NAME]: m for m in self.index().manifests if oci.REF_NAME in m.annotations}
+        return dict(sorted(found.items()))
+
+    def tag(self, name: str, descriptor: oci.Descriptor) -> None:
+        """Let ``name`` mean ``descriptor``, whatever it meant before. The blob must be in the store."""
+        if not self.has(descriptor.digest):
+            raise InternalError(f"tag {name} of a blob that is not in the store: {descriptor.digest}")
+        entry = descriptor.annotated({**descriptor.annotations, oci.REF_NAME: name})
+        with self.editing() as entries:
+            entries[:] = [e for e in entries if e.annotations.get(oci.REF_NAME) != name]
+            entries.append(entry)
+
+    def untag(self, name: str) -> bool:
+        """Forget ``name``; False when there is no such tag."""
+        with self.editing() as entries:
+            before = len(entries)
+            entries[:] = [e for e in entries if e.annotations.get(oci.REF_NAME) != name]
+            return len(entries) < before
+
+    def attach(self, descriptor: oci.Descriptor) -> None:
+        """List a manifest that has a ``subject`` (a referrer) without a name; it lives as long as its subject."""
+        with self.editing() as entries:
+            if all(entry.digest != descriptor.digest for entry in entries):
+                entries.append(descriptor)
+
+    @contextmanager
+    def editing(self) -> Iterator[list[oci.Descriptor]]:
+        """Change index.json's entries in place, alone; written at the end unless an exception leaves."""
+        with locks.locked(self.locks / "index.lock"):
+            entries = list(self.index().manifests)
+            yield entries
+            entries.sort(key=lambda e: (e.annotations.get(oci.REF_NAME, ""), e.digest))
+            self.replace(self.root / "index.json", oci.Index(tuple(entries)).encode())
+
+    # Temporary folders
+
+    @contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """An empty folder on the store's file system, removed at the end."""
+        path = self.tmp / uuid.uuid4().hex
+        lock = path.with_suffix(".lock")
+        with reported("write to the store"):
+            fd = locks.create_locked(lock)
+            path.mkdir()
+        try:
+            yield path
+        finally:
+            _discard(path, lock)
+            os.close(fd)
+
+    def sweep(self) -> None:
+        """Remove what dead owners left in ``tmp/``."""
+        for entry in sorted(self.tmp.iterdir()):
+            if entry.suffix == ".blob" and locks.abandoned(entry):
+                entry.unlink(missing_ok=True)
+            elif entry.suffix == ".lock" and locks.abandoned(entry):
+                _discard(entry.with_suffix(""), entry)
+
+
+def _discard(folder: Path, lock: Path) -> None:
+    """Remove a scratch folder, then its lock; both stay when something cannot be removed, for the next sweep."""
+    shutil.rmtree(folder, ignore_errors=True)
+    if not folder.exists():
+        lock.unlink(missing_ok=True)

@@ -1,0 +1,234 @@
+"""The store: blobs, the results of steps by key, unpacked trees, tags.
+
+Below ``root`` lies an OCI image layout (see ``layout``) with ``cache/`` (see ``cache``), and
+
+    trees/sha256/<layer hex>/      an unpacked TREE; <layer hex>.done beside it says that it is complete
+    logs/<key hex>-<step>.log      what a step printed
+
+Builds hold ``session`` while they run, so that ``prune`` leaves alone what has no tag or record yet.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from uklimg import locks, oci
+from uklimg.digest import JSON, Digest
+from uklimg.errors import CorruptError, InternalError
+from uklimg.events import Note, Sink, discard
+from uklimg.graph import Kind
+from uklimg.store import gc, trees
+from uklimg.store.cache import Cache, Record, StepResult
+from uklimg.store.layout import Layout, reported
+
+Fields = Mapping[str, JSON]
+_PLATFORM = oci.Platform("linux", "amd64")
+_KEY = "org.uklimg.key"
+
+
+class Store(Layout):
+    """See the module's text. Safe for several threads and processes at once."""
+
+    def __init__(self, root: Path, sink: Sink = discard) -> None:
+        super().__init__(root)
+        self._sink = sink
+        self._cache = Cache(self)
+        self._checked: set[Digest] = set()
+        self._trees = self.root / "trees" / "sha256"
+        self._logs = self.root / "logs"
+        with reported("make the store"):
+            for folder in (self._trees, self._logs):
+                folder.mkdir(parents=True, exist_ok=True)
+
+    # Living together
+
+    @contextmanager
+    def session(self) -> Iterator[None]:
+        """Held by whoever adds to the store, until what it added has a tag or a record. Several may hold it."""
+        with locks.locked(self._live, shared=True):
+            self.sweep()
+            yield
+
+    @property
+    def _live(self) -> Path:
+        return self.locks / "live.lock"
+
+    @contextmanager
+    def key_lock(self, key: Digest) -> Iterator[None]:
+        """Held while a step is made. Who had to wait for it looks the key up again."""
+        with locks.locked(self.locks / f"{key.hex}.key"):
+            yield
+
+    # Results
+
+    def lookup(self, key: Digest, *, verify: bool = True) -> StepResult | None:
+        """The result stored for ``key``, or None.
+
+        With ``verify`` every byte of it is hashed (large blobs once a process), and a result with a corrupt blob is
+        no result: the blob is set aside and the step must run again. Without, only names and sizes are looked at,
+        which is enough for showing a plan.
+        """
+        record = self._cache.read(key)
+        if record is None:
+            return None
+        try:
+            found = self.verify(record.result.root) if verify else self.closure(record.result.root)
+        except CorruptError as error:
+            self._sink(Note(f"the stored result of {record.step or key} is of no use: {error.message}", warning=True))
+            return None
+        if not all(self.has(blob.digest, blob.size) for blob in found):
+            return None
+        self._cache.touch(key)
+        return record.result
+
+    def record(self, key: Digest) -> Record | None:
+        """What is noted about ``key``, whether or not its blobs are still there."""
+        return self._cache.read(key)
+
+    def records(self) -> Iterator[Record]:
+        return self._cache.all()
+
+    def commit_tree(self, key: Digest, folder: Path, fields: Fields, *, step: str = "") -> StepResult:
+        """Store the contents of ``folder`` (on the store's file system: see ``scratch``) as the TREE of ``key``.
+
+        The folder is moved away. ToolError STEP when it holds a device, a pipe, or a link that leaves it.
+        """
+        with self.writer() as writer:
+            trees.pack(folder, writer)
+            layer = writer.commit(media_type=oci.LAYER)
+        result = self._commit(key, Kind.TREE, (layer,), fields, step)
+        trees.settle(folder)
+        self._install_tree(folder, layer.digest)
+        return result
+
+    def commit_rootfs(
+        self,
+        key: Digest,
+        layer: Path,
+        fields: Fields,
+        *,
+        base: StepResult | None = None,
+        drop: Collection[str] = (),
+        step: str = "",
+    ) -> StepResult:
+        """Store ``base`` plus the tar ``layer`` as the ROOTFS of ``key``.
+
+        Without ``base`` the tar is a whole file system and is taken byte for byte; with one it is an OCI layer that
+        an engine made, and is rewritten (``trees.canonical_layer``, which explains ``drop``).
+        """
+        if base is None:
+            below: tuple[oci.Descriptor, ...] = ()
+            top = self.put_file(layer, oci.LAYER)
+        else:
+            below = base.layers
+            with self.writer() as writer:
+                trees.canonical_layer(layer, writer, drop)
+                top = writer.commit(media_type=oci.LAYER)
+        return self._commit(key, Kind.ROOTFS, (*below, top), fields, step)
+
+    def commit_image(self, key: Digest, layout: Path, fields: Fields, *, step: str = "") -> StepResult:
+        """Store the image that is the only entry of the OCI layout ``layout`` as the result of ``key``."""
+        entries = oci.parse_index((layout / "index.json").read_bytes(), "index.json of the image").manifests
+        if len(entries) != 1:
+            raise InternalError(f"{len(entries)} images in the layout of one")
+        for blob in sorted((layout / "blobs" / "sha256").iterdir()):
+            self.put_file(blob)
+        root = entries[0].bare()
+        self.verify(root)
+        return self._record(StepResult(key, Kind.TREE, root), fields, step)
+
+    def _commit(
+        self, key: Digest, kind: Kind, layers: Sequence[oci.Descriptor], fields: Fields, step: str
+    ) -> StepResult:
+        # The layers are not compressed, so their digests are their diff IDs.
+        config = oci.ImageConfig(_PLATFORM, tuple(layer.digest for layer in layers))
+        config_blob = self.put_bytes(config.encode(), oci.CONFIG)
+        manifest = oci.Manifest(config_blob, tuple(layers), {_KEY: str(key)})
+        root = self.put_bytes(manifest.encode(), oci.MANIFEST)
+        return self._record(StepResult(key, kind, root, tuple(layers)), fields, step)
+
+    def _record(self, result: StepResult, fields: Fields, step: str) -> StepResult:
+        self._cache.write(Record(result, step, fields))
+        return result
+
+    # Trees
+
+    def tree(self, result: StepResult) -> Path:
+        """The unpacked TREE; read-only by agreement. Unpacked again when it is missing, incomplete or changed."""
+        if result.kind is not Kind.TREE or len(result.layers) != 1:
+            raise InternalError(f"the result {result.key} is no tree")
+        digest = result.layer.digest
+        path, marker = self._tree_paths(digest)
+        with self._guard:
+            if digest in self._checked and path.is_dir():
+                return path
+        with locks.locked(self.locks / f"{digest.hex}.tree"):
+            if not self._is_complete(path, marker):
+                self._remove_tree(path, marker)
+                with self.scratch() as folder, self.open_blob(digest) as blob:
+                    unpacked = folder / "tree"
+                    unpacked.mkdir()
+                    with reported("unpack into the store"):
+                        trees.unpack(blob, unpacked)
+                    self._place_tree(unpacked, path, marker)
+        with self._guard:
+            self._checked.add(digest)
+        return path
+
+    def _install_tree(self, folder: Path, digest: Digest) -> None:
+        """Make the finished ``folder`` the tree of ``digest``, unless somebody was faster."""
+        path, marker = self._tree_paths(digest)
+        with locks.locked(self.locks / f"{digest.hex}.tree"):
+            if not self._is_complete(path, marker):
+                self._remove_tree(path, marker)
+                self._place_tree(folder, path, marker)
+
+    def _tree_paths(self, digest: Digest) -> tuple[Path, Path]:
+        return self._trees / digest.hex, self._trees / f"{digest.hex}.done"
+
+    def _is_complete(self, path: Path, marker: Path) -> bool:
+        try:
+            return marker.read_text() == str(trees.fingerprint(path))
+        except OSError:
+            return False
+
+    def _place_tree(self, folder: Path, path: Path, marker: Path) -> None:
+        fingerprint = trees.fingerprint(folder)
+        with reported("write to the store"):
+            folder.rename(path)
+        self.replace(marker, str(fingerprint).encode())
+
+    def _remove_tree(self, path: Path, marker: Path) -> None:
+        marker.unlink(missing_ok=True)
+        if path.exists():
+            with self.scratch() as folder:
+                path.rename(folder / "old")
+
+    def rootfs_layout(self, result: StepResult) -> tuple[Path, Digest]:
+        """What an engine needs of a ROOTFS: the OCI layout's folder and the digest of the manifest in it."""
+        if result.kind is not Kind.ROOTFS:
+            raise InternalError(f"the result {result.key} is no root file system")
+        return self.root, result.root.digest
+
+    # Logs
+
+    def log_path(self, key: Digest, step: str) -> Path:
+        """Where the log of a step goes."""
+        readable = re.sub(r"[^A-Za-z0-9._-]+", "-", step)[:60]
+        return self._logs / f"{key.short}-{readable}.log"
+
+    # Making room
+
+    def prune(self, keep: Callable[[Record], bool] = lambda record: True) -> gc.Pruned:
+        """Remove every blob, tree and log that no tag and no record that ``keep`` accepts needs.
+
+        ToolError when a build or another program holds a ``session``.
+        """
+        return gc.prune(self, self._cache, self._live, keep)
+
+    def du(self) -> gc.Usage:
+        """What the store takes on disk."""
+        return gc.usage(self.root)
