@@ -41,8 +41,8 @@ class Data:
         return self._folders("libs")
 
     def base_images(self) -> tuple[str, ...]:
-        """Names as FROM writes them (``debian:trixie``), sorted."""
-        return tuple(sorted(self._base(folder).name for folder in self._folders("base-images")))
+        """Folder names (``debian-trixie`` for FROM's ``debian:trixie``), sorted."""
+        return self._folders("base-images")
 
     def kernel(self, series: str) -> SourceFolder:
         return self._source("kernel", series, "kernel series")
@@ -54,15 +54,10 @@ class Data:
         return self._source("libs", name, "library")
 
     def base_image(self, name: str) -> BaseDefinition:
-        for folder in self._folders("base-images"):
-            definition = self._base(folder)
-            if definition.name == name:
-                return definition
-        raise _unknown("base image", name, self.base_images())
-
-    def _base(self, folder: str) -> BaseDefinition:
-        path = self.root / "base-images" / folder / "source.toml"
-        return parse_base(_text(path), self._name(path))
+        if name not in self.base_images():
+            raise _unknown("base image", name, self.base_images())
+        path = self.root / "base-images" / name / "source.toml"
+        return parse_base(_text(path), self._name(path), name)
 
     def _source(self, kind: str, name: str, word: str) -> SourceFolder:
         if name not in self._folders(kind):

@@ -38,7 +38,12 @@ class Run(Protocol):
     """``uklimg.proc.run`` as far as it is needed here."""
 
     def __call__(
-        self, argv: Sequence[str], /, *, env: Mapping[str, str], check: bool = True, timeout: float | None = None
+        self,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str],
+        check: bool = True,
+        on_line: Callable[[str], None] | None = None,
     ) -> Completed: ...
 
 
@@ -71,7 +76,7 @@ class Debian:
 
     def base(self, definition: BaseDefinition) -> tuple[LockedPackage, ...]:
         """All packages of a base image: essential ones, those of its priorities, its list and what they need."""
-        patterns = ["?essential", *(f"?priority(^{priority}$)" for priority in definition.priorities)]
+        patterns = ["?essential", *(f"?priority({priority})" for priority in definition.priorities)]
         return self._binary(definition).install([*patterns, *definition.packages])
 
     def packages(
@@ -334,5 +339,5 @@ def _source_package(stanza: Mapping[str, object]) -> SourcePackage:
 
 
 def _did_you_mean(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, sorted(set(known)), n=1, cutoff=0.7)
-    return f"did you mean {near[0]!r}?" if near else ""
+    near = difflib.get_close_matches(name, sorted(set(known)), n=3, cutoff=0.7)
+    return f"did you mean {', '.join(near)}?" if near else ""

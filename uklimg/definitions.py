@@ -18,7 +18,6 @@ A source (kernel, libc, library)::
 A base image::
 
     [base]
-    name = "debian:trixie"         # as FROM writes it
     suite = "trixie"
     components = ["main"]
     architecture = "amd64"
@@ -70,7 +69,11 @@ class SourceFolder:
 
 @dataclass(frozen=True)
 class BaseDefinition:
-    """What a base image asks for; ``digest`` is in the lock, so that an edited definition is noticed."""
+    """What a base image asks for.
+
+    ``name`` is its folder's (``debian-trixie``, for FROM's ``debian:trixie``); ``digest`` is in the lock, so that an
+    edited definition is noticed.
+    """
 
     name: str
     suite: str
@@ -123,12 +126,12 @@ def parse_source(text: str, file: str) -> SourceDefinition:
     return SourceDefinition(name, version, LockedFile(file_name, digest, size, urls[0]), urls, signature, libc, ukl)
 
 
-def parse_base(text: str, file: str) -> BaseDefinition:
-    """Read a base image's ``source.toml``; ``file`` is only named in errors. UserError for whatever is wrong."""
+def parse_base(text: str, file: str, name: str) -> BaseDefinition:
+    """Read the ``source.toml`` of the base image folder ``name``; ``file`` is named in errors, all UserErrors."""
     document = _load(text, file)
     base = _Section(document, "base", file)
     definition = BaseDefinition(
-        name=base.text("name"),
+        name=name,
         suite=base.text("suite"),
         components=base.texts("components"),
         architecture=base.text("architecture"),

@@ -53,7 +53,7 @@ class LockedPackage:
 
 @dataclass(frozen=True)
 class LockedBase:
-    """A base image: ``name`` as FROM gives it; ``definition`` is the digest of what its folder asks for."""
+    """A base image: ``name`` is its folder's; ``definition`` is the digest of what its folder asks for."""
 
     name: str
     definition: Digest
@@ -66,15 +66,24 @@ class LockedBase:
 
 @dataclass(frozen=True)
 class LockedPackages:
-    """What PACKAGES adds to a base image: ``requested`` (sorted) with all it needs, without what the base has."""
+    """What one PACKAGES adds: ``requested`` (sorted) with all it needs, without what was there before.
+
+    That is the packages of ``base`` and those that the PACKAGES before it in the same file system, which asked for
+    ``after`` (in order), have added.
+    """
 
     base: str
+    after: tuple[str, ...]
     requested: tuple[str, ...]
     packages: tuple[LockedPackage, ...]
 
     @property
     def key(self) -> EntryKey:
-        return ("packages", f"{self.base} + {' '.join(self.requested)}")
+        return packages_key(self.base, self.after, self.requested)
+
+
+def packages_key(base: str, after: tuple[str, ...], requested: tuple[str, ...]) -> EntryKey:
+    return ("packages", " + ".join([base, *([" ".join(after)] if after else []), " ".join(requested)]))
 
 
 class SourceKind(Enum):
@@ -148,7 +157,7 @@ class Lock:
         return Lock(tuple({**{entry.key: entry for entry in entries}, **self._by_key}.values()))
 
     def without(self, names: Iterable[str]) -> Lock:
-        """What ``lock --update NAME…`` starts from. A name is an entry's key name (``debian:trixie``, ``6.12``,
+        """What ``lock --update NAME…`` starts from. A name is an entry's key name (``debian-trixie``, ``6.12``,
         ``debian:redis=5:8.0.2-3``), its kind (``kernel``), or a source's name (``redis``).
         UserError when no entry has it."""
         dropped: set[EntryKey] = set()
@@ -210,6 +219,7 @@ def _entry_table(entry: Entry) -> tuple[str, Table]:
         return "base", table
     if isinstance(entry, LockedPackages):
         table.add("base", entry.base)
+        table.add("after", list(entry.after))
         table.add("requested", list(entry.requested))
         table.add("packages", _array(_package(package) for package in sorted(entry.packages)))
         return "packages", table
@@ -377,7 +387,8 @@ def _read_base(reader: _Reader) -> Entry:
 
 def _read_packages(reader: _Reader) -> Entry:
     packages = tuple(_read_package(table) for table in reader.tables("packages"))
-    return LockedPackages(reader.text("base"), reader.texts("requested"), tuple(sorted(packages)))
+    base, after, requested = reader.text("base"), reader.texts("after"), reader.texts("requested")
+    return LockedPackages(base, after, requested, tuple(sorted(packages)))
 
 
 def _read_source(reader: _Reader) -> Entry:

@@ -1,0 +1,356 @@
+"""Spec and lock become a ResolvedSpec, in which every input from outside is known by digest.
+
+What the lock has is taken as it is; what it lacks a ``Resolver`` finds out, once. Files of the build context are
+not locked: they are digested where the plan is made. Pure: definitions and resolver are given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol, TypeVar
+
+from uklimg.definitions import BaseDefinition, SourceFolder
+from uklimg.digest import Digest
+from uklimg.errors import InternalError, Location, UserError, UserErrors
+from uklimg.lock import (
+    LOCK_NAME,
+    ComponentKind,
+    Entry,
+    EntryKey,
+    Lock,
+    LockedBase,
+    LockedComponent,
+    LockedFile,
+    LockedPackage,
+    LockedPackages,
+    LockedSource,
+    SourceKind,
+    packages_key,
+)
+from uklimg.spec.model import (
+    BaseImage,
+    BuildStage,
+    ContextSource,
+    Copy,
+    DebianSource,
+    Depends,
+    GitSource,
+    OciImage,
+    Origin,
+    Package,
+    Packages,
+    Run,
+    Source,
+    SourceRef,
+    Spec,
+    StageRef,
+    UrlSource,
+)
+
+T = TypeVar("T")
+E = TypeVar("E", LockedBase, LockedPackages, LockedSource, LockedComponent)
+
+
+class Definitions(Protocol):
+    """The folders that travel with the package (``uklimg.data.Data``). Unknown names are UserErrors."""
+
+    def base_image(self, name: str, /) -> BaseDefinition: ...
+
+    def kernel(self, series: str, /) -> SourceFolder: ...
+
+    def library(self, name: str, /) -> SourceFolder: ...
+
+
+class Resolver(Protocol):
+    """Finds out what the lock lacks; may use the network (``uklimg.resolver.HostResolver``)."""
+
+    def base(self, definition: BaseDefinition, /) -> tuple[LockedPackage, ...]: ...
+
+    def packages(
+        self, definition: BaseDefinition, names: Sequence[str], installed: Sequence[LockedPackage], /
+    ) -> tuple[LockedPackage, ...]: ...
+
+    def source(self, definition: BaseDefinition, name: str, version: str, /) -> tuple[str, tuple[LockedFile, ...]]:
+        """The source package's version and files."""
+        ...
+
+    def archive(self, url: str, checksum: Digest | None, /) -> LockedFile: ...
+
+
+@dataclass(frozen=True)
+class ResolvedBase:
+    definition: BaseDefinition
+    locked: LockedBase
+
+
+@dataclass(frozen=True)
+class ResolvedComponent:
+    folder: SourceFolder
+    locked: LockedComponent
+
+
+@dataclass(frozen=True)
+class ResolvedSpec:
+    """A spec with all it needs. ``lock`` is the given one with what was missing; ``used`` are the keys in use.
+
+    ``bases`` by folder name, ``stage_bases`` the base image's folder name by build stage, ``sources`` by reference,
+    ``packages`` by the place of PACKAGES or DEPENDS, ``libraries`` by name.
+    """
+
+    spec: Spec
+    kernel: ResolvedComponent
+    bases: Mapping[str, ResolvedBase]
+    stage_bases: Mapping[str, str]
+    sources: Mapping[str, LockedSource]
+    packages: Mapping[Location, LockedPackages]
+    libraries: Mapping[str, ResolvedComponent]
+    lock: Lock
+    used: frozenset[EntryKey]
+
+    def base_of(self, stage: str) -> ResolvedBase:
+        """The base image at the bottom of a build stage."""
+        return self.bases[self.stage_bases[stage]]
+
+    def source(self, source: Source) -> LockedSource | None:
+        """The files of a SOURCE; None when it is a path of the build context."""
+        reference = source_reference(source.what)
+        return self.sources[reference] if reference else None
+
+    @property
+    def libc_version(self) -> str:
+        """Version of the libc that the program is linked with: Debian's, of the base image of LINK's stage."""
+        packages = self.base_of(self.spec.image.link.stage).locked.packages
+        return next(package.version for package in packages if package.name == "libc6-dev")
+
+
+def source_reference(what: SourceRef) -> str:
+    """The text under which the lock keeps a source; "" for a path of the build context."""
+    if isinstance(what, DebianSource):
+        return f"debian:{what.name}={what.version}" if what.version else f"debian:{what.name}"
+    if isinstance(what, UrlSource):
+        return what.url
+    if isinstance(what, GitSource):
+        return f"git+{what.url}#{what.commit}"
+    return ""
+
+
+def resolve(spec: Spec, lock: Lock, definitions: Definitions, resolver: Resolver | None) -> ResolvedSpec:
+    """Resolve a spec. Without a ``resolver`` (``--locked``, ``--offline``) whatever the lock lacks is an error.
+
+    UserErrors with all that is wrong, each at its place in the Uklfile: entries missing, entries of another
+    definition (a base image's list or a patch set has changed since), checksums that contradict the lock, unknown
+    packages. What the resolver raises about network or corruption goes through.
+    """
+    return _Resolution(spec, lock, definitions, resolver).run()
+
+
+class _Resolution:
+    def __init__(self, spec: Spec, lock: Lock, definitions: Definitions, resolver: Resolver | None) -> None:
+        self._spec = spec
+        self._lock = lock
+        self._definitions = definitions
+        self._resolver = resolver
+        self._errors: list[UserError] = []
+        self._used: dict[EntryKey, Entry] = {}
+        self._bases: dict[str, ResolvedBase] = {}
+        self._stage_bases: dict[str, str] = {}
+        self._sources: dict[str, LockedSource] = {}
+        self._packages: dict[Location, LockedPackages] = {}
+        self._libraries: dict[str, ResolvedComponent] = {}
+        # What PACKAGES asked for and added so far, by build stage.
+        self._asked: dict[str, tuple[str, ...]] = {}
+        self._installed: dict[str, tuple[LockedPackage, ...]] = {}
+
+    def run(self) -> ResolvedSpec:
+        kernel = self._try(self._spec.image.location, self._kernel)
+        for stage in self._spec.stages:
+            self._try(stage.location, partial(self._stage, stage))
+        for copy in self._spec.image.copies:
+            self._try(copy.location, partial(self._origin, copy.origin))
+        if self._errors:
+            raise UserErrors(self._errors)
+        if kernel is None:
+            raise InternalError("no kernel and no error")
+        return ResolvedSpec(
+            spec=self._spec,
+            kernel=kernel,
+            bases=self._bases,
+            stage_bases=self._stage_bases,
+            sources=self._sources,
+            packages=self._packages,
+            libraries=self._libraries,
+            lock=self._lock.with_missing(self._used.values()),
+            used=frozenset(self._used),
+        )
+
+    def _try(self, location: Location, action: Callable[[], T]) -> T | None:
+        """Collect the action's user errors, placed at ``location`` unless they have a place."""
+        try:
+            return action()
+        except UserErrors as errors:
+            self._errors.extend(errors.errors)
+        except UserError as error:
+            self._errors.append(error)
+            if error.location is None:
+                error.location = location
+        return None
+
+    def _entry(self, wanted: type[E], key: EntryKey, what: str, find: Callable[[Resolver], E]) -> E:
+        """The entry of ``key``, from this run, the lock, or ``find``."""
+        entry = self._used.get(key) or self._lock.get(key)
+        if entry is None:
+            if self._resolver is None:
+                raise UserError(f"{LOCK_NAME} lacks {what}", hint="uklimg lock")
+            entry = find(self._resolver)
+        if not isinstance(entry, wanted) or entry.key != key:
+            raise InternalError(f"the entry for {key} is of another kind or key")
+        self._used[key] = entry
+        return entry
+
+    # --- kernel and libraries
+
+    def _kernel(self) -> ResolvedComponent:
+        image = self._spec.image
+        folder = self._definitions.kernel(image.series)
+        for word, override in (("KERNEL", image.kernel), ("GLIBC", image.glibc)):
+            version = folder.definition.version if word == "KERNEL" else ""
+            if override and (override.source or override.patches or override.version not in ("", version)):
+                problem = f"this version of uklimg cannot override the series' {word.lower()}"
+                raise UserError(problem, hint=f"remove {word}", location=override.location)
+        return self._component(ComponentKind.KERNEL, image.series, folder)
+
+    def _library(self, name: str) -> None:
+        if name not in self._libraries:
+            folder = self._definitions.library(name)
+            self._libraries[name] = self._component(ComponentKind.LIBRARY, name, folder)
+
+    def _component(self, kind: ComponentKind, name: str, folder: SourceFolder) -> ResolvedComponent:
+        """Our own folders hold all that the lock wants to know, so nothing is asked of the resolver."""
+        definition = folder.definition
+        wanted = LockedComponent(kind, name, definition.version, definition.file, folder.patches.digest)
+        locked = self._entry(LockedComponent, wanted.key, f"{kind.value} {name}", lambda _: wanted)
+        if locked != wanted:
+            parts = [
+                part for part in ("version", "file", "patches") if getattr(locked, part) != getattr(wanted, part)
+            ]
+            raise _outdated(f"{kind.value} {name}", " and ".join(parts), name)
+        return ResolvedComponent(folder, locked)
+
+    # --- stages
+
+    def _stage(self, stage: BuildStage) -> None:
+        base = self._stage_base(stage)
+        for instruction in stage.instructions:
+            location = instruction.location
+            if isinstance(instruction, Source):
+                self._try(location, partial(self._source, instruction, base))
+            elif isinstance(instruction, Packages | Depends):
+                self._try(location, partial(self._install, stage.name, base, location, instruction.items))
+            elif isinstance(instruction, Copy):
+                self._try(location, partial(self._origin, instruction.origin))
+            elif isinstance(instruction, Run):
+                for mount in instruction.mounts:
+                    self._try(location, partial(self._origin, mount.origin))
+
+    def _stage_base(self, stage: BuildStage) -> ResolvedBase:
+        if isinstance(stage.base, StageRef):
+            below = stage.base.name
+            if below not in self._stage_bases:
+                raise UserError(f"stage {below!r}, which it is built on, cannot be resolved")
+            self._stage_bases[stage.name] = self._stage_bases[below]
+            self._asked[stage.name] = self._asked.get(below, ())
+            self._installed[stage.name] = self._installed[below]
+            return self._bases[self._stage_bases[stage.name]]
+        base = self._origin(stage.base)
+        if base is None:
+            raise InternalError("a stage without a base")
+        self._stage_bases[stage.name] = base.definition.name
+        self._installed[stage.name] = base.locked.packages
+        return base
+
+    def _origin(self, origin: Origin | None) -> ResolvedBase | None:
+        """Resolve a base image; None for what lies in the Uklfile or its context."""
+        if isinstance(origin, OciImage):
+            raise UserError(
+                f"this version of uklimg cannot build on images of a registry such as {origin.reference}",
+                hint="FROM a base image, debian:trixie",
+            )
+        if not isinstance(origin, BaseImage):
+            return None
+        if origin.name not in self._bases:
+            definition = self._definitions.base_image(origin.name)
+            locked = self._entry(
+                LockedBase,
+                ("base", origin.name),
+                f"base image {origin.name}",
+                lambda resolver: LockedBase(origin.name, definition.digest, resolver.base(definition)),
+            )
+            if locked.definition != definition.digest:
+                raise _outdated(f"base image {origin.name}", "definition", origin.name)
+            self._bases[origin.name] = ResolvedBase(definition, locked)
+        return self._bases[origin.name]
+
+    def _install(self, stage: str, base: ResolvedBase, location: Location, items: Iterable[Package]) -> None:
+        items = tuple(items)
+        for item in items:
+            if item.recipe:
+                self._try(location, partial(self._library, item.name))
+        names = tuple(sorted({_package_text(item) for item in items if not item.recipe}))
+        if not names:
+            return
+        name, after, installed = base.definition.name, self._asked.get(stage, ()), self._installed[stage]
+        entry = self._entry(
+            LockedPackages,
+            packages_key(name, after, names),
+            f"the packages {' '.join(names)}",
+            lambda resolver: LockedPackages(name, after, names, resolver.packages(base.definition, names, installed)),
+        )
+        self._packages[location] = entry
+        self._asked[stage] = (*after, *names)
+        self._installed[stage] = (*installed, *entry.packages)
+
+    # --- sources
+
+    def _source(self, source: Source, base: ResolvedBase) -> None:
+        what, reference = source.what, source_reference(source.what)
+        if isinstance(what, ContextSource):
+            return
+        if isinstance(what, GitSource):
+            raise UserError(
+                f"this version of uklimg cannot fetch {reference}", hint="name an archive of that commit: https://…"
+            )
+
+        def find(resolver: Resolver) -> LockedSource:
+            if isinstance(what, DebianSource):
+                version, files = resolver.source(base.definition, what.name, what.version)
+                return LockedSource(reference, SourceKind.DEBIAN, version, files)
+            file = resolver.archive(what.url, source.checksum)
+            return LockedSource(reference, SourceKind.ARCHIVE, "", (file,))
+
+        locked = self._entry(LockedSource, ("source", reference), f"source {reference}", find)
+        if source.checksum and source.checksum not in _checkable(locked):
+            raise UserError(
+                f"{reference} is {_checkable(locked)[0]}, not the --checksum {source.checksum}",
+                hint="correct --checksum, or move the lock forward with `uklimg lock --update`",
+            )
+        self._sources[reference] = locked
+
+
+def _package_text(package: Package) -> str:
+    return f"{package.name}={package.version}" if package.version else package.name
+
+
+def _checkable(locked: LockedSource) -> tuple[Digest, ...]:
+    """What --checksum may state: an archive's digest, a Debian source's .dsc, which has those of all other files."""
+    files = [file for file in locked.files if locked.kind is SourceKind.ARCHIVE or file.name.endswith(".dsc")]
+    if not files:
+        raise UserError(f"{LOCK_NAME} has no .dsc file for {locked.reference}", hint="uklimg lock --update")
+    return tuple(file.digest for file in files)
+
+
+def _outdated(what: str, part: str, name: str) -> UserError:
+    return UserError(
+        f"{LOCK_NAME} was made for another {part} of {what}", hint=f"uklimg lock --update {name} moves it forward"
+    )
