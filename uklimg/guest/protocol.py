@@ -12,10 +12,10 @@ and SIGKILL), ``hostname``, ``markers`` and ``raw-console`` (0 or 1). Then secti
   program's process id;
 - ``mount=<mount point>``: mounted before anything runs.
 
-and filled by ``label`` (what reports and markers call it; the name or path where there is none), ``arg`` (argv, argv[0] included), ``env``, ``workdir``, ``timeout`` (seconds, then SIGKILL), ``keep``
-(leading arguments that words after ``--`` on the kernel command line do not replace), for ``beside`` also ``wait``
-(the run does not end before it) and ``stop`` (its end stops the program), for ``mount`` ``type``, ``source``,
-``data``, ``read-only``.
+and filled by ``label`` (what reports and markers call it; the name or path where there is none), ``arg`` (argv,
+argv[0] included), ``env``, ``workdir``, ``timeout`` (seconds, then SIGKILL), ``keep`` (leading arguments that words
+after ``--`` on the kernel command line do not replace), for ``beside`` also ``wait`` (the run does not end before it)
+and ``stop`` (its end stops the program), for ``mount`` ``type``, ``source``, ``data``, ``read-only``.
 
 **Commands** follow the configuration once the guest has reported the first ``begin``: ``stop=<seconds>`` NUL NUL.
 
@@ -54,8 +54,8 @@ _ERROR = re.compile(rb"uklimg: error: ([^\r\n]*)")
 class Program:
     """``path``: a linked program's name, or an absolute path. ``argv`` includes argv[0]; empty means (path,).
 
-    ``label`` is what reports and markers call it, "" for ``path``. ``timeout`` in seconds, 0 for none. ``keep``: how many leading arguments words after ``--`` of the kernel command
-    line leave alone (the ENTRYPOINT's).
+    ``label`` is what reports and markers call it, "" for ``path``. ``timeout`` in seconds, 0 for none. ``keep``: how
+    many leading arguments words after ``--`` of the kernel command line leave alone (the ENTRYPOINT's).
     """
 
     path: str
@@ -253,11 +253,10 @@ def _status(value: Mapping[str, object]) -> Status | None:
 
 def final_of_console(text: bytes) -> Status | None:
     """The status that the console's last ``uklimg: exit|signal`` line gives; None when there is none."""
-    found = None
-    for found in _FINAL.finditer(text):
-        pass
-    if found is None:
+    every = list(_FINAL.finditer(text))
+    if not every:
         return None
+    found = every[-1]
     return Status(exit=int(found[2])) if found[1] else Status(signal=int(found[4]))
 
 

@@ -1,0 +1,249 @@
+"""Start a virtual machine, tell its PID 1 what to run, show its console, and come back with the program's status.
+
+Nothing stays behind: the hypervisor's process has no files of ours, dies with the calling thread (``uklimg.proc``),
+and its control port is one end of a socket pair.
+"""
+
+from __future__ import annotations
+
+import os
+import selectors
+import socket
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO
+
+from uklimg import proc
+from uklimg.errors import ExitCode, ToolError
+from uklimg.guest.protocol import (
+    OWN_FAILURE,
+    GuestConfig,
+    Report,
+    ReportKind,
+    Status,
+    decode_report,
+    encode,
+    encode_stop,
+)
+from uklimg.runner.console import Console
+from uklimg.runner.machine import MIB, Machine, MachineConfig, UserNetwork
+from uklimg.runner.network import check_forwards
+from uklimg.runner.stops import Stops
+
+# Seconds: from the end of the program's grace, or from the final report, to the machine's end by force.
+_SLACK = 10.0
+_REPORT_MAX = 64 << 10
+_KERNEL_NEEDS = 48 * MIB
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """``status`` of the whole run; ``code`` is what ``uklimg run`` returns. ``reports`` in the order they came."""
+
+    status: Status
+    reports: tuple[Report, ...] = ()
+
+    @property
+    def code(self) -> int:
+        return self.status.code
+
+
+def launch(
+    machine: Machine,
+    config: MachineConfig,
+    guest: GuestConfig,
+    *,
+    env: Mapping[str, str],
+    show: Callable[[bytes], object],
+    stops: Stops | None = None,
+    stdin: IO[bytes] | None = None,
+    on_report: Callable[[Report], object] = lambda _: None,
+) -> Outcome:
+    """Run ``guest`` on ``config`` to its end. Call it from the thread that stays (a process dies with its thread).
+
+    ``show`` gets the console's bytes; ``stops`` asks for an end: the first request sends the stop signal to the
+    program, and SIGKILL after ``guest.grace`` seconds, a second one ends the machine at once. Raises ToolError:
+    RUN_FAILED when the machine or the program could not start, the guest's kernel panicked or the machine ended
+    without a status; INTERRUPTED when a stop was asked for before the program ran or twice; HOST when the
+    hypervisor is missing.
+    """
+    message = encode(guest)
+    check(machine, config, env)
+    ours, theirs = socket.socketpair()
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    try:
+        with theirs, os.fdopen(writer, "wb") as output:
+            argv = machine.command(replace(config, control=theirs.fileno()))
+            process = proc.spawn(argv, env=env, stdin=stdin, stdout=output, pass_fds=(theirs.fileno(),))
+        with process:
+            session = _Session(process, ours, reader, show, stops, guest.grace, config.verbose, on_report)
+            session.send(message)
+            session.run()
+            return session.outcome()
+    finally:
+        ours.close()
+        os.close(reader)
+
+
+def check(machine: Machine, config: MachineConfig, env: Mapping[str, str]) -> None:
+    """Say before the boot what would fail it. Raises ToolError (HOST, RUN_FAILED)."""
+    proc.find(machine.command(config)[0], env)
+    for path in (config.kernel, config.initrd):
+        if path is not None and not path.is_file():
+            raise ToolError(f"no file {path} to boot", exit_code=ExitCode.RUN_FAILED)
+    for volume in config.volumes:
+        if not Path(volume.path).is_dir():
+            raise ToolError(f"no folder {volume.path} for a volume", exit_code=ExitCode.RUN_FAILED)
+    if config.initrd is not None:
+        # Packed and unpacked initramfs are there at once, and the unpacked one may fill half of memory.
+        needed = _KERNEL_NEEDS + 2 * config.initrd.stat().st_size
+        if config.memory < needed:
+            raise ToolError(
+                f"the image does not fit into {config.memory // MIB} MiB of memory",
+                hint=f"give it at least {-(-needed // MIB)}M",
+                exit_code=ExitCode.RUN_FAILED,
+            )
+    if isinstance(config.network, UserNetwork):
+        check_forwards(config.network.forwards)
+
+
+class _Session:
+    """One running machine: a select loop over console, control port and stop requests."""
+
+    def __init__(
+        self,
+        process: proc.Process,
+        control: socket.socket,
+        console: int,
+        show: Callable[[bytes], object],
+        stops: Stops | None,
+        grace: int,
+        verbose: bool,
+        on_report: Callable[[Report], object],
+    ) -> None:
+        self._process = process
+        self._control = control
+        self._reader = console
+        self._show = show
+        self._stops = stops
+        self._grace = grace
+        self._on_report = on_report
+        self._console = Console(hide_end=not verbose)
+        self._selector = selectors.DefaultSelector()
+        self._outgoing = b""
+        self._incoming = b""
+        self._reports: list[Report] = []
+        self._began = False
+        self._interrupted = False
+        self._deadline: float | None = None
+
+    def send(self, data: bytes) -> None:
+        self._outgoing += data
+
+    def run(self) -> None:
+        """Until the machine has ended and its console is drained, or a deadline has passed."""
+        self._control.setblocking(False)
+        with self._selector as selector:
+            selector.register(self._reader, selectors.EVENT_READ, self._read_console)
+            selector.register(self._control, selectors.EVENT_READ, self._serve_control)
+            if self._stops is not None:
+                selector.register(self._stops, selectors.EVENT_READ, self._stop)
+            while self._reader in selector.get_map() and not self._interrupted:
+                if self._control in selector.get_map():
+                    wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._outgoing else 0)
+                    selector.modify(self._control, wanted, self._serve_control)
+                for key, events in selector.select(self._patience()):
+                    key.data(events)
+                if self._deadline is not None and time.monotonic() >= self._deadline:
+                    break
+        self._process.terminate(grace=2 if self._interrupted or self._deadline is not None else proc.GRACE)
+        self._show(self._console.flush())
+
+    def _patience(self) -> float | None:
+        return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
+
+    def _read_console(self, _events: int) -> None:
+        data = os.read(self._reader, 65536)
+        if not data:
+            self._selector.unregister(self._reader)
+            return
+        shown = self._console.feed(data)
+        if shown:
+            self._show(shown)
+
+    def _serve_control(self, events: int) -> None:
+        try:
+            if events & selectors.EVENT_WRITE and self._outgoing:
+                self._outgoing = self._outgoing[self._control.send(self._outgoing) :]
+            if not events & selectors.EVENT_READ:
+                return
+            data = self._control.recv(65536)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""  # the hypervisor is gone
+        if not data:
+            self._selector.unregister(self._control)
+            return
+        *lines, self._incoming = (self._incoming + data).split(b"\n")
+        self._incoming = self._incoming[-_REPORT_MAX:]
+        for line in lines:
+            report = decode_report(line)
+            if report is not None:
+                self._take(report)
+
+    def _take(self, report: Report) -> None:
+        self._reports.append(report)
+        if report.kind is ReportKind.BEGIN:
+            self._began = True
+        if report.kind is ReportKind.FINAL:
+            # What remains is power-off; a kernel that cannot do it must not keep us.
+            self._deadline = time.monotonic() + _SLACK
+        self._on_report(report)
+
+    def _stop(self, _events: int) -> None:
+        assert self._stops is not None
+        if self._stops.count() > 1 or not self._began:
+            self._interrupted = True
+            return
+        self.send(encode_stop(self._grace))
+        self._deadline = time.monotonic() + self._grace + _SLACK
+
+    def outcome(self) -> Outcome:
+        """The program's status, or the ToolError that says why there is none."""
+        final = self._final()
+        error = next((r.text for r in self._reports if r.kind is ReportKind.ERROR), None) or self._console.error
+        if error is not None and (final is None or final.exit == OWN_FAILURE):
+            raise ToolError(f"the guest could not run the program: {error}", exit_code=ExitCode.RUN_FAILED)
+        if final is not None and not self._interrupted:
+            return Outcome(final, tuple(self._reports))
+        if self._interrupted:
+            when = "" if self._began else " before the program ran"
+            raise ToolError(f"interrupted{when}", exit_code=ExitCode.INTERRUPTED)
+        raise self._failure()
+
+    def _final(self) -> Status | None:
+        for report in reversed(self._reports):
+            if report.kind is ReportKind.FINAL:
+                return report.status
+        return self._console.final
+
+    def _failure(self) -> ToolError:
+        panic = self._console.panic
+        if panic is not None:
+            return ToolError(f"the guest's kernel panicked: {panic}", exit_code=ExitCode.RUN_FAILED)
+        if self._deadline is not None:
+            return ToolError("the guest did not end when asked to", exit_code=ExitCode.RUN_FAILED)
+        result = self._process.completed()
+        if result.status != 0:
+            last = (result.tail.splitlines() or [""])[-1]
+            message = f"{self._process.name} {proc.describe(result.status)}" + (f": {last}" if last else "")
+            return self._process.error(message, exit_code=ExitCode.RUN_FAILED)
+        return ToolError(
+            "the machine ended without the program's status",
+            hint="its kernel reset early; --verbose shows its messages",
+            exit_code=ExitCode.RUN_FAILED,
+            detail=self._console.tail,
+        )

@@ -1,0 +1,123 @@
+"""What a virtual machine is to us, whatever hypervisor runs it. Values only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Protocol, TypeAlias
+
+MIB = 1 << 20
+DEFAULT_MEMORY = 256 * MIB
+
+
+class Accel(Enum):
+    KVM = "kvm"
+    TCG = "tcg"  # QEMU's own translation: slow, and works everywhere
+
+
+class MachineType(Enum):
+    Q35 = "q35"  # a PC: PCI, ACPI
+    MICROVM = "microvm"  # virtio-mmio, no PCI
+
+
+@dataclass(frozen=True)
+class PortForward:
+    """``address``:``host`` on this machine leads to ``guest`` in the virtual one. ``protocol``: tcp or udp."""
+
+    host: int
+    guest: int
+    protocol: str = "tcp"
+    address: str = "127.0.0.1"
+
+    def __str__(self) -> str:
+        return f"{self.address}:{self.host}:{self.guest}/{self.protocol}"
+
+
+@dataclass(frozen=True)
+class UserNetwork:
+    """The hypervisor's own NAT: needs no privilege, gives an address by DHCP; loses connections under load."""
+
+    forwards: tuple[PortForward, ...] = ()
+
+
+@dataclass(frozen=True)
+class TapNetwork:
+    """An existing tap ``interface``, inside the network name space ``netns`` unless that is "".
+
+    ``address`` is what ``ip=`` on the kernel's command line says (Documentation/admin-guide/nfs/nfsroot.rst).
+    """
+
+    interface: str
+    netns: str = ""
+    address: str = "dhcp"
+    mac: str = "52:54:00:75:6b:6c"
+
+
+Network: TypeAlias = "UserNetwork | TapNetwork | None"
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A folder of this machine (absolute ``path``) that the guest mounts by ``tag`` over 9p."""
+
+    path: str
+    tag: str
+    read_only: bool = False
+
+
+@dataclass(frozen=True)
+class Disk:
+    """A file as a virtio block device (/dev/vda, vdb, … in order). ``format``: raw or qcow2."""
+
+    path: str
+    format: str = "raw"
+    read_only: bool = False
+
+
+@dataclass(frozen=True)
+class MachineConfig:
+    """One virtual machine.
+
+    ``cmdline`` is added to the parameters that the machine itself needs. ``memory`` in bytes. ``control``: an open
+    file descriptor (a stream socket) for the port of ``uklimg.guest.protocol``, -1 for none. ``verbose`` shows the
+    kernel's messages. ``gdb``: where the debugger's stub listens (``tcp:127.0.0.1:1234``, ``unix:/path``), with
+    ``paused`` the guest waits for it. ``icount`` makes time a function of instructions executed (2**icount
+    nanoseconds each; TCG only). ``tsc_khz``: what the guest is told about its time stamp counter, 0 to let it
+    measure. ``extra``: arguments of the hypervisor as they are.
+    """
+
+    kernel: Path
+    initrd: Path | None = None
+    cmdline: str = ""
+    memory: int = DEFAULT_MEMORY
+    cpus: int = 1
+    accel: Accel = Accel.TCG
+    type: MachineType = MachineType.Q35
+    network: Network = None
+    volumes: tuple[Volume, ...] = ()
+    disks: tuple[Disk, ...] = ()
+    control: int = -1
+    verbose: bool = False
+    gdb: str = ""
+    paused: bool = False
+    icount: int | None = None
+    tsc_khz: int = 0
+    extra: tuple[str, ...] = ()
+
+
+class Machine(Protocol):
+    """A hypervisor. Its process is the machine: it ends when the guest powers off, the guest's console is its
+    standard output, and SIGTERM ends it."""
+
+    @property
+    def name(self) -> str: ...
+
+    def command(self, config: MachineConfig) -> list[str]:
+        """The argument list that starts ``config``. UserError for what this hypervisor cannot do."""
+        ...
+
+    def version(self, env: Mapping[str, str]) -> str:
+        """One line; ToolError HOST when it is not installed."""
+        ...

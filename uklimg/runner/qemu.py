@@ -1,0 +1,156 @@
+"""QEMU's command line. ``qemu_cmd`` is pure; ``Qemu`` is the Machine.
+
+The kernel boots directly (-kernel): an ELF vmlinux through its PVH note, a bzImage through the Linux boot protocol.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from uklimg import proc
+from uklimg.errors import UserError
+from uklimg.guest.protocol import PORT
+from uklimg.runner.machine import Accel, Disk, MachineConfig, MachineType, TapNetwork, UserNetwork, Volume
+
+PROGRAM = "qemu-system-x86_64"
+_KIB = 1024
+
+
+class Qemu:
+    """The Machine that is QEMU; ``program`` may be a path."""
+
+    def __init__(self, program: str = PROGRAM) -> None:
+        self._program = program
+
+    @property
+    def name(self) -> str:
+        return "qemu"
+
+    def command(self, config: MachineConfig) -> list[str]:
+        return qemu_cmd(config, self._program)
+
+    def version(self, env: Mapping[str, str]) -> str:
+        return proc.run([self._program, "--version"], env=env).text.partition("\n")[0]
+
+
+def qemu_cmd(config: MachineConfig, program: str = PROGRAM) -> list[str]:
+    """The argument list. The console is QEMU's standard output; it ends when the guest powers off or resets."""
+    if config.icount is not None and config.accel is not Accel.TCG:
+        raise UserError("instruction counting needs emulation", hint="--accel tcg")
+    argv = [program, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
+    argv += ["-machine", _machine(config), "-accel", config.accel.value, "-cpu", _cpu(config)]
+    argv += ["-smp", str(config.cpus), "-m", f"{config.memory // _KIB}k"]
+    argv += ["-kernel", str(config.kernel)]
+    if config.initrd is not None:
+        argv += ["-initrd", str(config.initrd)]
+    argv += ["-append", kernel_cmdline(config)]
+    argv += ["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"]
+    argv += [
+        "-object",
+        "rng-random,id=rng,filename=/dev/urandom",
+        "-device",
+        _device(config, "virtio-rng", "rng=rng"),
+    ]
+    for part in (_control(config), _network(config), _volumes(config), _disks(config), _debugging(config)):
+        argv += part
+    argv += config.extra
+    if isinstance(config.network, TapNetwork) and config.network.netns:
+        return ["ip", "netns", "exec", config.network.netns, *argv]
+    return argv
+
+
+def kernel_cmdline(config: MachineConfig) -> str:
+    """The kernel's parameters: what the machine needs, then the image's own, which so win."""
+    own = config.cmdline.partition(" -- ")[0].split()
+    words = ["console=ttyS0", "panic=-1"]
+    if not config.verbose:
+        words.append("quiet")
+    if config.network is not None and not any(word.startswith("ip=") for word in own):
+        words.append(f"ip={config.network.address if isinstance(config.network, TapNetwork) else 'dhcp'}")
+    if config.tsc_khz:
+        words.append(f"tsc_early_khz={config.tsc_khz}")
+    if config.cmdline:
+        words.append(config.cmdline)
+    return " ".join(words)
+
+
+def _machine(config: MachineConfig) -> str:
+    if config.type is MachineType.MICROVM:
+        return "microvm,rtc=on"
+    return "q35"
+
+
+def _cpu(config: MachineConfig) -> str:
+    if config.accel is Accel.KVM:
+        return "host"
+    # Random numbers are the one thing that instruction counting does not make repeatable.
+    return "max,-rdrand,-rdseed" if config.icount is not None else "max"
+
+
+def _device(config: MachineConfig, name: str, *options: str) -> str:
+    bus = "device" if config.type is MachineType.MICROVM else "pci"
+    return ",".join((f"{name}-{bus}", *options))
+
+
+def _control(config: MachineConfig) -> Iterator[str]:
+    if config.type is MachineType.MICROVM:
+        # Without it virtio-mmio speaks the draft from before virtio 1.0.
+        yield from ("-global", "virtio-mmio.force-legacy=false")
+    if config.control < 0:
+        return
+    yield from ("-chardev", f"socket,id=control,fd={config.control}")
+    yield from ("-device", _device(config, "virtio-serial"))
+    yield from ("-device", f"virtserialport,chardev=control,name={PORT}")
+
+
+def _network(config: MachineConfig) -> Iterator[str]:
+    network = config.network
+    if network is None:
+        return
+    rom = () if config.type is MachineType.MICROVM else ("romfile=",)
+    if isinstance(network, UserNetwork):
+        forwards = "".join(f",hostfwd={f.protocol}:{f.address}:{f.host}-:{f.guest}" for f in network.forwards)
+        yield from ("-netdev", f"user,id=net0{forwards}")
+        yield from ("-device", _device(config, "virtio-net", "netdev=net0", *rom))
+    else:
+        yield from ("-netdev", f"tap,id=net0,ifname={_escape(network.interface)},script=no,downscript=no")
+        yield from ("-device", _device(config, "virtio-net", "netdev=net0", f"mac={network.mac}", *rom))
+
+
+def _volumes(config: MachineConfig) -> Iterator[str]:
+    for number, volume in enumerate(config.volumes):
+        yield from ("-fsdev", _fsdev(f"fs{number}", volume))
+        yield from ("-device", _device(config, "virtio-9p", f"fsdev=fs{number}", f"mount_tag={_escape(volume.tag)}"))
+
+
+def _fsdev(name: str, volume: Volume) -> str:
+    # "none": owners and modes go through where this user may set them, and fail silently where not.
+    options = f"local,id={name},path={_escape(volume.path)},security_model=none,multidevs=remap"
+    return options + (",readonly=on" if volume.read_only else "")
+
+
+def _disks(config: MachineConfig) -> Iterator[str]:
+    for number, disk in enumerate(config.disks):
+        yield from ("-drive", _drive(f"disk{number}", disk))
+        yield from ("-device", _device(config, "virtio-blk", f"drive=disk{number}"))
+
+
+def _drive(name: str, disk: Disk) -> str:
+    options = f"if=none,id={name},file={_escape(disk.path)},format={disk.format}"
+    return options + (",readonly=on" if disk.read_only else "")
+
+
+def _debugging(config: MachineConfig) -> Iterator[str]:
+    if config.gdb:
+        # QEMU makes a tcp: one a server that does not wait by itself.
+        yield from ("-gdb", config.gdb if config.gdb.startswith("tcp:") else f"{config.gdb},server=on,wait=off")
+    if config.paused:
+        yield "-S"
+    if config.icount is not None:
+        yield from ("-icount", f"shift={config.icount},sleep=off")
+        yield from ("-rtc", "base=2025-01-01T00:00:00,clock=vm")
+
+
+def _escape(value: str) -> str:
+    """A comma inside a value of QEMU's option syntax is written twice."""
+    return value.replace(",", ",,")
