@@ -22,6 +22,8 @@ from uklimg.digest import Digest
 from uklimg.errors import CorruptError, ExitCode, ToolError, UklimgError
 from uklimg.oci import EPOCH
 
+# The linker's own cache: inode numbers and dates, and it works without.
+_NEVER = "var/cache/ldconfig/aux-cache"
 _KEPT_PAX = ("SCHILY.xattr.security.capability",)
 
 
@@ -239,6 +241,7 @@ def canonical_layer(source: Path, out: Writer, drop: Collection[str] = ()) -> No
         ):
             members = {check_name(info.name, CorruptError): info for info in archive}
             members.pop("", None)
+            members.pop(_NEVER, None)
             for name in _dropped(members, drop):
                 del members[name]
             _write_sorted(archive, members, result)

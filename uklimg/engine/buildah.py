@@ -1,0 +1,424 @@
+"""Steps in containers of buildah, with a storage of our own (the user's images and containers stay untouched).
+
+Every command of a step runs below ``unshare`` in namespaces of its own, which end with it: no process and no mount
+outlives a step, not even when we get SIGKILL. Inside, runc isolates it, or where runc cannot run, buildah's chroot
+isolation. Works as root; an ordinary user's commands go through ``buildah unshare``.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import re
+import shutil
+import threading
+import uuid
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, cast
+
+from uklimg import locks, oci, proc
+from uklimg.digest import Digest
+from uklimg.engine.base import ENGINE_PATHS, HOSTNAME, OUT, Job, JobResult, Line, Mount, Rootfs, step_env
+from uklimg.errors import CorruptError, ExitCode, ToolError
+from uklimg.graph import Kind
+
+OCI = "oci"
+CHROOT = "chroot"
+_ISOLATIONS = (OCI, CHROOT)
+_DRIVERS = ("overlay", "vfs")
+_IMAGE = "localhost/uklimg"
+_COMMIT = "localhost/uklimg-commit"
+_GZIP = f"{oci.LAYER}+gzip"
+_PROBE_STATUS = 7
+# The same on every host; the hard limit below what any host grants.
+_ULIMITS = ("nofile=1024:4096",)
+
+# What buildah and its helpers say about the end of a command, beside what the command said.
+_NOISE = re.compile(
+    r"Error: (while running runtime: )?exit status \d+|subprocess exited with status \d+|container exited on \w+"
+)
+
+# In the step's own mount namespace, before buildah starts there: chroot isolation hands the host's /dev and /sys
+# through, so they are replaced by what a container has.
+_PRIVATE_DEV = """
+new=$1; shift
+mount -t tmpfs -o mode=755,nosuid tmpfs "$new"
+for node in null zero full random urandom tty; do
+    : > "$new/$node"
+    mount --bind "/dev/$node" "$new/$node"
+done
+mkdir "$new/pts" "$new/shm"
+mount -t devpts -o newinstance,ptmxmode=0666,mode=0620 devpts "$new/pts"
+mount -t tmpfs -o mode=1777,nosuid,nodev tmpfs "$new/shm"
+ln -s pts/ptmx "$new/ptmx"
+ln -s /proc/self/fd "$new/fd"
+ln -s /proc/self/fd/0 "$new/stdin"
+ln -s /proc/self/fd/1 "$new/stdout"
+ln -s /proc/self/fd/2 "$new/stderr"
+mount --move "$new" /dev
+mount -t tmpfs -o ro tmpfs /sys
+exec "$@"
+"""
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Where buildah keeps its things. ``rootless`` when we are an ordinary user."""
+
+    root: Path
+    driver: str
+    rootless: bool = False
+
+    @property
+    def folder(self) -> Path:
+        return self.root / self.driver
+
+
+def buildah_cmd(storage: Storage, *args: str) -> list[str]:
+    """buildah with our storage; an ordinary user enters his user namespace first."""
+    command = [
+        "buildah",
+        *("--root", str(storage.folder / "root")),
+        *("--runroot", str(storage.folder / "run")),
+        *("--storage-driver", storage.driver),
+    ]
+    enter = [*command, "unshare", "--"] if storage.rootless else []
+    return [*enter, *command, *args]
+
+
+def from_cmd(storage: Storage, container: str, image: str, *, network: bool) -> list[str]:
+    """Make the container ``container`` of an image in the storage."""
+    limits = [word for limit in _ULIMITS for word in ("--ulimit", limit)]
+    dns = [] if network else ["--dns", "none"]
+    return buildah_cmd(
+        storage, "from", "--quiet", "--pull=never", "--http-proxy=false", *limits, *dns, "--name", container, image
+    )
+
+
+def run_cmd(
+    storage: Storage,
+    container: str,
+    isolation: str,
+    argv: Sequence[str],
+    job: Job,
+    mounts: Sequence[Mount],
+    dev: Path,
+) -> list[str]:
+    """Run ``argv`` in ``container`` the way ``job`` wants it. ``dev`` is an empty folder, for chroot isolation."""
+    namespaces = ["--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--ipc", "--uts"]
+    if not job.network:
+        namespaces.append("--net")
+    args = ["run", "--isolation", isolation, "--hostname", HOSTNAME, "--no-hosts"]
+    prepare: list[str] = []
+    if isolation == OCI:
+        args += ["--runtime", "runc", "--network", "host" if job.network else "none"]
+    else:
+        prepare = ["sh", "-ec", _PRIVATE_DEV, "sh", str(dev)]
+    args += ["--user", "0:0" if job.user == "root" else job.user, "--workingdir", job.workdir]
+    for mount in mounts:
+        args += ["--volume", f"{mount.source}:{mount.target}:{'ro' if mount.read_only else 'rw'}"]
+    for name, value in sorted(step_env(job.env).items()):
+        args += ["--env", f"{name}={value}"]
+    inner = buildah_cmd(Storage(storage.root, storage.driver), *args, container, "--", *argv)
+    command = ["unshare", *namespaces, "--", *prepare, *inner]
+    return [*buildah_cmd(storage, "unshare", "--"), *command] if storage.rootless else command
+
+
+def probe_job(job: Job) -> Job:
+    """A job that shows whether an isolation works at all; it ends with ``_PROBE_STATUS``."""
+    return Job(job.name, job.rootfs, ("/bin/sh", "-c", f"exit {_PROBE_STATUS}"), job.output, job.log)
+
+
+class BuildahEngine:
+    """The engine; ``root`` is a folder of its own on a disk with room, ``environ`` the caller's environment (of which
+    PATH and XDG_RUNTIME_DIR are used). ``isolation`` is for tests: it is found out unless given."""
+
+    name = "buildah"
+
+    def __init__(self, root: Path, environ: Mapping[str, str], *, isolation: str | None = None) -> None:
+        self._root = root.absolute()
+        self._live = self._root / "live"
+        self._environ = environ
+        self._isolation = isolation
+        self._storage: Storage | None = None
+        self._setup_lock = threading.Lock()
+        self._probe_lock = threading.Lock()
+
+    # Contract of Engine
+
+    def run(self, job: Job, on_line: Line, cancel: threading.Event | None = None) -> JobResult:
+        storage = self._ready()
+        with self._container(storage) as (container, work):
+            self._import(storage, job.rootfs, work)
+            image = f"{_IMAGE}:{job.rootfs.manifest.hex}"
+            self._buildah(from_cmd(storage, container, image, network=job.network))
+            isolation = self._working_isolation(storage, container, job, work)
+            self._execute(storage, container, isolation, job, work, on_line, cancel)
+            if job.kind is Kind.TREE:
+                return JobResult()
+            layer = self._export(storage, container, job, work)
+            return JobResult(layer, (*ENGINE_PATHS, *(mount.target.strip("/") for mount in job.mounts)))
+
+    def prune(self, keep: Collection[Digest]) -> None:
+        storage = self._ready()
+        wanted = {f"{_IMAGE}:{digest.hex}" for digest in keep}
+        listing = self._buildah(buildah_cmd(storage, "images", "--json"))
+        for image in json.loads(listing.text or "null") or ():
+            if wanted.isdisjoint(image.get("names") or ()):
+                self._buildah(buildah_cmd(storage, "rmi", "--force", str(image["id"])), check=False)
+
+    # Setting up
+
+    def _ready(self) -> Storage:
+        """Configuration, storage driver, and what killed builds left, once a process."""
+        with self._setup_lock:
+            if self._storage is None:
+                for program in ("buildah", "unshare"):
+                    proc.find(program, self._env)
+                self._configure()
+                self._storage = self._find_driver()
+                self._sweep(self._storage)
+            return self._storage
+
+    @property
+    def _env(self) -> dict[str, str]:
+        env = proc.host_env({"PATH": self._environ.get("PATH", "")})
+        env["HOME"] = str(self._root / "home")
+        env["CONTAINERS_CONF"] = str(self._root / "containers.conf")
+        env["CONTAINERS_STORAGE_CONF"] = str(self._root / "storage.conf")
+        env["CONTAINERS_REGISTRIES_CONF"] = str(self._root / "registries.conf")
+        env["TMPDIR"] = str(self._root / "tmp")
+        if "XDG_RUNTIME_DIR" in self._environ:
+            env["XDG_RUNTIME_DIR"] = self._environ["XDG_RUNTIME_DIR"]
+        return env
+
+    def _configure(self) -> None:
+        """Files that stand between buildah and the host's configuration."""
+        policy = self._root / "home" / ".config" / "containers" / "policy.json"
+        try:
+            for folder in (self._live, self._root / "tmp", policy.parent):
+                folder.mkdir(parents=True, exist_ok=True)
+            for path, text in (
+                (self._root / "containers.conf", "[containers]\ndefault_ulimits = []\n"),
+                (self._root / "storage.conf", '[storage]\ndriver = "overlay"\n'),
+                (self._root / "registries.conf", "unqualified-search-registries = []\n"),
+                (policy, '{"default":[{"type":"insecureAcceptAnything"}]}\n'),
+            ):
+                if not path.exists() or path.read_text() != text:
+                    temporary = path.with_name(f".{uuid.uuid4().hex}")
+                    temporary.write_text(text)
+                    temporary.rename(path)
+        except OSError as error:
+            raise ToolError(f"cannot write below {self._root}: {error.strerror}") from error
+
+    def _find_driver(self) -> Storage:
+        """overlay, or vfs (which copies every layer) where overlay file systems cannot be stacked or are missing."""
+        rootless = os.geteuid() != 0
+        failures = []
+        for driver in _DRIVERS:
+            storage = Storage(self._root, driver, rootless)
+            storage.folder.mkdir(exist_ok=True)
+            result = self._buildah(buildah_cmd(storage, "images", "--quiet"), check=False)
+            if result.status == 0:
+                return storage
+            failures.append(f"{driver}: {result.tail}")
+        hint = "as an ordinary user it needs uidmap, and your name in /etc/subuid and /etc/subgid" if rootless else ""
+        raise ToolError("buildah cannot use its storage here", hint=hint, detail="\n".join(failures))
+
+    def _sweep(self, storage: Storage) -> None:
+        """Remove containers and folders whose owner is dead."""
+        for lock in sorted(self._live.glob("*.lock")):
+            if locks.abandoned(lock):
+                self._discard(storage, lock.stem, lock.with_suffix(""), lock)
+        if not any(self._live.iterdir()):
+            shutil.rmtree(self._root / "tmp", ignore_errors=True)
+            (self._root / "tmp").mkdir(exist_ok=True)
+
+    def _discard(self, storage: Storage, container: str, work: Path, lock: Path) -> None:
+        self._buildah(buildah_cmd(storage, "rm", container), check=False)
+        commit = f"{_COMMIT}:{container}"
+        if (work / "committed").exists():
+            self._buildah(buildah_cmd(storage, "rmi", "--force", commit), check=False)
+        shutil.rmtree(work, ignore_errors=True)
+        if not work.exists():
+            lock.unlink(missing_ok=True)
+
+    @contextmanager
+    def _container(self, storage: Storage) -> Iterator[tuple[str, Path]]:
+        """A name for a container and a folder for temporary files; both are gone at the end."""
+        container = f"uklimg-{uuid.uuid4().hex}"
+        work, lock = self._live / container, self._live / f"{container}.lock"
+        fd = locks.create_locked(lock)
+        try:
+            work.mkdir()
+            yield container, work
+        finally:
+            self._discard(storage, container, work, lock)
+            os.close(fd)
+
+    # Images in and out
+
+    def _import(self, storage: Storage, rootfs: Rootfs, work: Path) -> None:
+        """Bring the image into buildah's storage, unless it is there. buildah verifies every layer's digest."""
+        image = f"{_IMAGE}:{rootfs.manifest.hex}"
+        exists = buildah_cmd(storage, "inspect", "--type", "image", "--format", "{{.FromImageID}}", image)
+        with locks.locked(self._root / "import.lock"):
+            if self._buildah(exists, check=False).status == 0:
+                return
+            layout = work / "import"
+            manifest = rootfs.layout / "blobs" / "sha256" / rootfs.manifest.hex
+            _write_layout(layout, oci.Descriptor(oci.MANIFEST, rootfs.manifest, manifest.stat().st_size))
+            (layout / "blobs").symlink_to(rootfs.layout / "blobs")
+            # A relative path, because the folder's name becomes part of an image name with strict rules.
+            pulled = self._buildah(buildah_cmd(storage, "pull", "--quiet", "oci:import:image"), cwd=work)
+            self._buildah(buildah_cmd(storage, "tag", pulled.text.splitlines()[-1], image))
+
+    def _export(self, storage: Storage, container: str, job: Job, work: Path) -> Path:
+        """The container's changes as a tar below the job's output folder."""
+        image = f"{_COMMIT}:{container}"
+        (work / "committed").touch()
+        stamp = ("--timestamp", str(oci.EPOCH), "--omit-history")
+        self._buildah(buildah_cmd(storage, "commit", "--quiet", *stamp, container, image))
+        layout = work / "export"
+        blobs = layout / "blobs" / "sha256"
+        blobs.mkdir(parents=True)
+        # What buildah finds there it does not write again.
+        base = _read_manifest(job.rootfs.layout, job.rootfs.manifest)
+        for layer in base.layers:
+            with suppress(FileExistsError):
+                (blobs / layer.digest.hex).symlink_to(job.rootfs.layout / "blobs" / "sha256" / layer.digest.hex)
+        self._buildah(buildah_cmd(storage, "push", "--quiet", image, "oci:export:image"), cwd=work)
+        entry = oci.parse_index((layout / "index.json").read_bytes(), "index.json").manifests[0]
+        made = _read_manifest(layout, entry.digest)
+        below, top = made.layers[:-1], made.layers[-1]
+        if [layer.digest for layer in below] != [layer.digest for layer in base.layers]:
+            raise ToolError(f"{job.name}: buildah committed other layers than it was given")
+        result = job.output / "layer.tar"
+        source = blobs / top.digest.hex
+        # For this kind of destination buildah compresses whatever one asks for.
+        compressed = top.media_type == _GZIP
+        opened: IO[bytes] = cast(IO[bytes], gzip.open(source)) if compressed else source.open("rb")
+        with opened as packed, result.open("wb") as out:
+            shutil.copyfileobj(packed, out, 1 << 20)
+        return result
+
+    # Running
+
+    def _working_isolation(self, storage: Storage, container: str, job: Job, work: Path) -> str:
+        """The first isolation that really runs a command here; found out once a process."""
+        with self._probe_lock:
+            if self._isolation is None:
+                failures = []
+                for isolation in _ISOLATIONS:
+                    probe = probe_job(job)
+                    argv = run_cmd(storage, container, isolation, probe.argv, probe, (), _dev(work))
+                    result = self._buildah(argv, check=False)
+                    if result.status == _PROBE_STATUS:
+                        self._isolation = isolation
+                        break
+                    failures.append(f"{isolation}: {result.tail}")
+                else:
+                    raise ToolError("no container can run here", detail="\n".join(failures))
+            return self._isolation
+
+    def _execute(
+        self,
+        storage: Storage,
+        container: str,
+        isolation: str,
+        job: Job,
+        work: Path,
+        on_line: Line,
+        cancel: threading.Event | None,
+    ) -> None:
+        mounts = [*job.mounts]
+        if job.kind is Kind.TREE:
+            mounts.append(Mount(job.output, OUT, read_only=False))
+        argv = run_cmd(storage, container, isolation, job.argv, job, _nameable(mounts, work), _dev(work))
+        with job.log.open("w", encoding="utf-8") as log:
+
+            def write(line: str) -> None:
+                log.write(line + "\n")
+                on_line(line)
+
+            lines = _Lines(write)
+            result = proc.run(argv, env=self._env, on_line=lines, merge=True, check=False, cancel=cancel)
+            if result.status == 0:
+                lines.release()
+        if result.status != 0:
+            raise ToolError(
+                f"{job.name}: the command {proc.describe(result.status)}; the whole log is {job.log}",
+                exit_code=ExitCode.STEP,
+                detail=lines.tail,
+            )
+
+    def _buildah(self, argv: Sequence[str], *, cwd: Path | None = None, check: bool = True) -> proc.Completed:
+        return proc.run(argv, env=self._env, cwd=cwd, check=check)
+
+
+class _Lines:
+    """Passes lines on, without those that buildah adds at the end of a failed command."""
+
+    def __init__(self, write: Line) -> None:
+        self._write = write
+        self._held: list[str] = []
+        self._last: list[str] = []
+
+    def __call__(self, line: str) -> None:
+        if _NOISE.fullmatch(line):
+            self._held.append(line)
+            return
+        self.release()
+        self._send(line)
+
+    def release(self) -> None:
+        """Pass on what was held back: the command said it after all."""
+        for line in self._held:
+            self._send(line)
+        self._held.clear()
+
+    def _send(self, line: str) -> None:
+        self._write(line)
+        self._last.append(line)
+        del self._last[: -proc.TAIL_LINES]
+
+    @property
+    def tail(self) -> str:
+        return "\n".join(self._last)
+
+
+def _dev(work: Path) -> Path:
+    path = work / "dev"
+    path.mkdir(exist_ok=True)
+    return path
+
+
+def _nameable(mounts: Sequence[Mount], work: Path) -> list[Mount]:
+    """The same mounts; a source with a colon, which separates the parts of a volume, goes by a symbolic link."""
+    result = []
+    for number, mount in enumerate(mounts):
+        if ":" in str(mount.source):
+            link = work / f"mount-{number}"
+            link.symlink_to(mount.source)
+            mount = Mount(link, mount.target, mount.read_only)
+        result.append(mount)
+    return result
+
+
+def _write_layout(folder: Path, manifest: oci.Descriptor) -> None:
+    """An OCI layout with one image, named ``image``, and no blobs yet."""
+    folder.mkdir()
+    (folder / "oci-layout").write_text('{"imageLayoutVersion":"1.0.0"}')
+    named = manifest.annotated({oci.REF_NAME: "image"})
+    (folder / "index.json").write_bytes(oci.Index((named,)).encode())
+
+
+def _read_manifest(layout: Path, digest: Digest) -> oci.Manifest:
+    data = (layout / "blobs" / "sha256" / digest.hex).read_bytes()
+    if Digest.of(data) != digest:
+        raise CorruptError(f"blob {digest} of {layout} is corrupt", hint="run the build again")
+    return oci.parse_manifest(data, str(digest))
