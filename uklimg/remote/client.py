@@ -7,7 +7,7 @@ of the image is there; what a kill leaves behind are whole blobs under their own
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import BinaryIO, Protocol
 
@@ -26,6 +26,7 @@ from uklimg.oci import (
     parse_index_or_manifest,
 )
 from uklimg.ref import Reference
+from uklimg.remote.auth import ca_file, default_credentials
 from uklimg.remote.transport import Transport
 
 _MAX_NESTING = 3  # an index in an index is allowed, and rare
@@ -60,6 +61,12 @@ class BlobStore(Protocol):
     def writer(self) -> AbstractContextManager[Writer]: ...
 
     def tag(self, name: str, descriptor: Descriptor) -> None: ...
+
+
+def connect(ref: Reference, environ: Mapping[str, str], uid: int) -> Transport:
+    """To the registry of ``ref`` as Podman and Docker would: their credentials, their certificates."""
+    ref = ref.on_registry()
+    return Transport(ref, default_credentials(environ, uid), ca_file=ca_file(ref.host))
 
 
 def pull(
