@@ -39,7 +39,7 @@ _ULIMITS = ("nofile=1024:4096",)
 
 # What buildah and its helpers say about the end of a command, beside what the command said.
 _NOISE = re.compile(
-    r"Error: (while running runtime: )?exit status \d+|subprocess exited with status \d+|container exited on \w+"
+    r"Error: (while running runtime: )?exit status \d+|subprocess exited with status \d+|(container|subprocess) exited on \w+"
 )
 
 # In the step's own mount namespace, before buildah starts there: chroot isolation hands the host's /dev and /sys
@@ -299,10 +299,7 @@ class BuildahEngine:
             raise ToolError(f"{job.name}: buildah committed other layers than it was given")
         result = job.output / "layer.tar"
         source = blobs / top.digest.hex
-        # For this kind of destination buildah compresses whatever one asks for.
-        compressed = top.media_type == _GZIP
-        opened: IO[bytes] = cast(IO[bytes], gzip.open(source)) if compressed else source.open("rb")
-        with opened as packed, result.open("wb") as out:
+        with _opened(source, top.media_type) as packed, result.open("wb") as out:
             shutil.copyfileobj(packed, out, 1 << 20)
         return result
 
@@ -389,6 +386,11 @@ class _Lines:
     @property
     def tail(self) -> str:
         return "\n".join(self._last)
+
+
+def _opened(layer: Path, media_type: str) -> IO[bytes]:
+    """The layer's tar. For an OCI layout buildah compresses layers whatever one asks for."""
+    return cast(IO[bytes], gzip.open(layer)) if media_type == _GZIP else layer.open("rb")
 
 
 def _dev(work: Path) -> Path:
