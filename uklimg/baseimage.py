@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
+import tarfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +19,9 @@ from debian.debfile import DebFile
 
 from uklimg.debian import Run
 from uklimg.digest import JSON, Digest
-from uklimg.errors import CorruptError, InternalError, ToolError
+from uklimg.errors import CorruptError, ExitCode, InternalError, ToolError
+from uklimg.proc import find, pasteable
+from uklimg.store.trees import walk
 
 # Emptied: what tools leave there speaks of this run or this host.
 _EMPTY_FOLDERS = (
@@ -95,24 +99,28 @@ def build_base_image(
     epoch: int,
     on_line: Callable[[str], None] = lambda line: None,
 ) -> None:
-    """Make the file system in ``out``, an empty folder, of the packages ``debs``, whose digests are verified already.
+    """Make the file system of the packages ``debs``, whose digests are verified already, as the tar file ``out``.
 
-    ``work`` is an empty folder for temporary files on a file system that can hold all packages; ``epoch`` is
-    SOURCE_DATE_EPOCH in seconds; ``env`` the host environment for tools; ``on_line`` gets mmdebstrap's output. Needs
-    root. ToolError HOST when mmdebstrap is missing or fails, CorruptError when a file is no Debian package.
+    ``work`` is an empty folder for some 600 MB of temporary files, gone afterwards; ``epoch`` is SOURCE_DATE_EPOCH in
+    seconds and the date of all files; ``env`` the host environment for tools; ``on_line`` gets mmdebstrap's output.
+    Needs root. ToolError HOST when mmdebstrap is missing, STEP when it fails; CorruptError when a file is no package.
     """
     if os.geteuid() != 0:
         raise ToolError("making a base image needs root", hint="run uklimg as root")
-    repository, temporary = work / "repository", work / "tmp"
+    repository, temporary, root = work / "repository", work / "tmp", work / "root"
     names = write_repository(sorted(debs), repository, params)
     temporary.mkdir()
     temporary.chmod(0o1777)
-    argv = mmdebstrap_cmd(params, names, repository.absolute(), out.absolute())
+    argv = mmdebstrap_cmd(params, names, repository.absolute(), root.absolute())
     tool_env = {**env, "SOURCE_DATE_EPOCH": str(epoch), "TMPDIR": str(temporary.absolute()), "LC_ALL": "C.UTF-8"}
-    run(argv, env=tool_env, on_line=on_line)
-    scrub(out)
-    clamp_times(out, epoch)
-    shutil.rmtree(repository)
+    find("mmdebstrap", tool_env)
+    done = run(argv, env=tool_env, on_line=on_line, check=False)
+    if done.status != 0:
+        detail = f"$ {pasteable(argv, tool_env)}\n{done.tail}"
+        raise ToolError("mmdebstrap could not make the base image", exit_code=ExitCode.STEP, detail=detail)
+    scrub(root)
+    pack_rootfs(root, out, epoch)
+    shutil.rmtree(work)
 
 
 def mmdebstrap_cmd(params: BaseParams, names: Sequence[str], repository: Path, out: Path) -> tuple[str, ...]:
@@ -192,13 +200,42 @@ def scrub(root: Path) -> None:
             freeze_pyc(path)
 
 
-def clamp_times(root: Path, epoch: int) -> None:
-    """No file or folder is younger than ``epoch`` (seconds), as ``tar --clamp-mtime`` has it."""
-    for folder, folders, files in os.walk(root, topdown=False):
-        for name in (*files, *folders, "."):
-            path = Path(folder) / name
-            if path.lstat().st_mtime > epoch:
-                os.utime(path, (epoch, epoch), follow_symlinks=False)
+def pack_rootfs(root: Path, out: Path, epoch: int) -> None:
+    """Write the file system ``root`` as the tar ``out``: names sorted, owners and modes kept, one date for all.
+
+    ToolError STEP for a device, pipe or socket. Extended attributes are left out; build steps run as root.
+    """
+    seen: dict[tuple[int, int], str] = {}
+    with tarfile.open(out, "w", format=tarfile.PAX_FORMAT, encoding="utf-8", errors="surrogateescape") as archive:
+        for name, status in walk(root):
+            info = _member(root, name, status, seen)
+            info.mtime = epoch
+            if info.isreg():
+                with (root / name).open("rb") as content:
+                    archive.addfile(info, content)
+            else:
+                archive.addfile(info)
+
+
+def _member(root: Path, name: str, status: os.stat_result, seen: dict[tuple[int, int], str]) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.mode = stat.S_IMODE(status.st_mode)
+    info.uid, info.gid = status.st_uid, status.st_gid
+    # Of several names of one file the first in order is the file.
+    first = seen.setdefault((status.st_dev, status.st_ino), name)
+    if stat.S_ISDIR(status.st_mode):
+        info.type = tarfile.DIRTYPE
+    elif stat.S_ISLNK(status.st_mode):
+        info.type = tarfile.SYMTYPE
+        info.linkname = str((root / name).readlink())
+    elif not stat.S_ISREG(status.st_mode):
+        raise ToolError(f"the base image has a device, pipe or socket {name}", exit_code=ExitCode.STEP)
+    elif first != name:
+        info.type = tarfile.LNKTYPE
+        info.linkname = first
+    else:
+        info.size = status.st_size
+    return info
 
 
 def _remove(path: Path) -> None:
@@ -211,7 +248,7 @@ def _remove(path: Path) -> None:
 def freeze_pyc(path: Path) -> None:
     """Make a compiled Python file valid whatever the time of its source (PEP 552, unchecked hash).
 
-    Layers store one time for all files; a file compiled against the package's own time would be compiled again,
+    Layers store one date for all files; a file compiled against the package's own time would be compiled again,
     and written again, by whatever build step imports it first.
     """
     content = path.read_bytes()

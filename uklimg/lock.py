@@ -167,6 +167,10 @@ class Lock:
                 known = sorted({_names(entry)[0] for entry in self.entries})
                 raise UserError(f"nothing named {name!r} is in the lock", hint="there is " + ", ".join(known))
             dropped |= matching
+        for entry in self.entries:
+            # What was added to a base image fits that one only.
+            if isinstance(entry, LockedPackages) and ("base", entry.base) in dropped:
+                dropped.add(entry.key)
         return Lock(tuple(entry for entry in self.entries if entry.key not in dropped))
 
     def only(self, keys: Iterable[EntryKey]) -> Lock:

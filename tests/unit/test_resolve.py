@@ -1,0 +1,231 @@
+"""Resolving: what the lock has is used, what it lacks is found once, and every problem is told at its place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import pytest
+
+from uklimg.definitions import BaseDefinition, SourceDefinition, SourceFolder, parse_base, parse_source
+from uklimg.digest import Digest
+from uklimg.errors import InternalError, UserError, UserErrors
+from uklimg.lock import Lock, LockedFile, LockedPackage, SourceKind
+from uklimg.patchset import PatchSet
+from uklimg.recipes.base_image import base_image_step, step_id
+from uklimg.resolve import ResolvedSpec, resolve
+from uklimg.resolver import archive_name
+from uklimg.spec import SeriesInfo, Spec, build_spec
+from uklimg.uklfile.parser import parse
+
+pytestmark = pytest.mark.unit
+
+UKLFILE = """FROM debian:trixie AS build
+SOURCE debian:redis=5:8.0.2 /src
+SOURCE https://example.org/a/lib-1.0.tar.gz /lib
+SOURCE local /local
+PACKAGES ninja-build cmake
+FROM build AS more
+PACKAGES tcl=8.6
+RUN make
+FROM ukl:6.12
+LINK --from=more /src/redis-server
+CMD ["redis-server"]
+"""
+
+BASE = BaseDefinition("debian-trixie", "trixie", ("main",), "amd64", ("required",), ("gcc", "libc6-dev"))
+FILE = LockedFile("linux.tar.xz", Digest.of(b"linux"), 5, "debian:pool/linux.tar.xz")
+KERNEL = SourceFolder(
+    "kernel/6.12", SourceDefinition("linux", "6.12.107", FILE, (FILE.origin,), "signed"), PatchSet(), {}
+)
+
+
+def package(name: str, version: str = "1") -> LockedPackage:
+    file = LockedFile(
+        f"{name}_{version}_amd64.deb", Digest.of(f"{name}{version}".encode()), 3, f"debian:pool/{name}.deb"
+    )
+    return LockedPackage(name, version, "amd64", file)
+
+
+@dataclass
+class Folders:
+    base: BaseDefinition = BASE
+    series: SourceFolder = KERNEL
+
+    def base_image(self, name: str, /) -> BaseDefinition:
+        assert name == self.base.name
+        return self.base
+
+    def kernel(self, series: str, /) -> SourceFolder:
+        assert series == "6.12"
+        return self.series
+
+    def library(self, name: str, /) -> SourceFolder:
+        raise UserError(f"unknown library {name!r}")
+
+
+@dataclass
+class Archive:
+    """A resolver that notes what it is asked."""
+
+    asked: list[str] = field(default_factory=list)
+
+    def base(self, definition: BaseDefinition, /) -> tuple[LockedPackage, ...]:
+        self.asked.append(f"base {definition.name}")
+        return tuple(package(name) for name in definition.packages)
+
+    def packages(
+        self, definition: BaseDefinition, names: Sequence[str], installed: Sequence[LockedPackage], /
+    ) -> tuple[LockedPackage, ...]:
+        self.asked.append(f"packages {' '.join(names)} on {' '.join(p.name for p in installed)}")
+        return tuple(package(name.partition("=")[0]) for name in names)
+
+    def source(self, definition: BaseDefinition, name: str, version: str, /) -> tuple[str, tuple[LockedFile, ...]]:
+        self.asked.append(f"source {definition.suite} {name} {version}")
+        if name == "unknown":
+            raise UserError("Debian trixie has no source package 'unknown'")
+        return version or "9", (LockedFile(f"{name}.dsc", Digest.of(name.encode()), 3, f"debian:pool/{name}.dsc"),)
+
+    def archive(self, url: str, checksum: Digest | None, /) -> LockedFile:
+        self.asked.append(f"archive {url}")
+        return LockedFile(archive_name(url), checksum or Digest.of(url.encode()), 4, url)
+
+
+def spec(text: str = UKLFILE) -> Spec:
+    series = {"6.12": SeriesInfo("6.12", ())}
+    return build_spec(parse(text, "Uklfile"), build_args={}, base_images=["debian-trixie"], series=series)
+
+
+def resolved(text: str = UKLFILE, lock: Lock | None = None, folders: Folders | None = None) -> ResolvedSpec:
+    return resolve(spec(text), lock or Lock(), folders or Folders(), Archive())
+
+
+def problems(text: str, lock: Lock | None = None, folders: Folders | None = None) -> list[str]:
+    with pytest.raises(UserErrors) as caught:
+        resolved(text, lock, folders)
+    return [error.line() for error in caught.value.errors]
+
+
+def test_everything_that_is_missing_is_found_once() -> None:
+    archive = Archive()
+    result = resolve(spec(), Lock(), Folders(), archive)
+    assert archive.asked == [
+        "base debian-trixie",
+        "source trixie redis 5:8.0.2",
+        "archive https://example.org/a/lib-1.0.tar.gz",
+        "packages cmake ninja-build on gcc libc6-dev",
+        "packages tcl=8.6 on gcc libc6-dev cmake ninja-build",
+    ]
+    assert result.stage_bases == {"build": "debian-trixie", "more": "debian-trixie"}
+    assert result.base_of("more").locked.packages == (package("gcc"), package("libc6-dev"))
+    assert result.kernel.locked.file == FILE
+    assert result.libc_version == "1"
+    redis, archive_source, local = result.spec.stages[0].instructions[:3]
+    assert [file.name for file in result.source(redis).files] == ["redis.dsc"]  # type: ignore[union-attr, arg-type]
+    assert result.source(archive_source).kind is SourceKind.ARCHIVE  # type: ignore[union-attr, arg-type]
+    assert result.source(local) is None  # type: ignore[arg-type]
+    tcl = next(item for item in result.spec.stages[1].instructions if item.location in result.packages)
+    assert result.packages[tcl.location].packages == (package("tcl"),)
+    assert {entry.key for entry in result.lock.entries} == result.used
+
+
+def test_a_complete_lock_needs_no_resolver_and_stays_as_it_is() -> None:
+    lock = resolved().lock
+    again = resolve(spec(), lock, Folders(), None)
+    assert again.lock == lock
+    assert again.lock.only(again.used) == lock
+
+
+def test_without_a_resolver_all_that_is_missing_is_told_at_its_place() -> None:
+    lock = resolved().lock.without(["redis"])
+    lock = lock.only(entry.key for entry in lock.entries if entry.key[0] != "packages")
+    with pytest.raises(UserErrors) as caught:
+        resolve(spec(), lock, Folders(), None)
+    lines = [error.line() for error in caught.value.errors]
+    assert lines == [
+        "Uklfile:2:1: Uklfile.lock lacks source debian:redis=5:8.0.2 (uklimg lock)",
+        "Uklfile:5:1: Uklfile.lock lacks the packages cmake ninja-build (uklimg lock)",
+        "Uklfile:7:1: Uklfile.lock lacks the packages tcl=8.6 (uklimg lock)",
+    ]
+
+
+def test_an_edited_base_image_or_patch_set_is_noticed() -> None:
+    lock = resolved().lock
+    base = replace(BASE, packages=(*BASE.packages, "make"))
+    found = problems(UKLFILE, lock, Folders(base=base))
+    assert "another definition of base image debian-trixie (uklimg lock --update debian-trixie" in found[0]
+    kernel = replace(KERNEL, definition=replace(KERNEL.definition, version="6.12.108"))
+    found = problems(UKLFILE, lock, Folders(series=kernel))
+    assert found == [
+        "Uklfile:9:1: Uklfile.lock was made for another version of kernel 6.12 "
+        "(uklimg lock --update 6.12 moves it forward)"
+    ]
+
+
+def test_checksums_are_compared_with_the_lock() -> None:
+    url = "https://example.org/a/lib-1.0.tar.gz"
+    good, bad = Digest.of(url.encode()), Digest.of(b"bad")
+    lock = resolved().lock
+    resolved(UKLFILE.replace("SOURCE https", f"SOURCE --checksum={good} https"), lock)
+    found = problems(UKLFILE.replace("SOURCE https", f"SOURCE --checksum={bad} https"), lock)
+    assert found[0].startswith(f"Uklfile:3:1: {url} is {good}, not the --checksum {bad}")
+    dsc = Digest.of(b"redis")
+    resolved(UKLFILE.replace("SOURCE debian", f"SOURCE --checksum={dsc} debian"), lock)
+    assert "not the --checksum" in problems(UKLFILE.replace("SOURCE debian", f"SOURCE --checksum={bad} debian"))[0]
+
+
+def test_errors_of_the_resolver_get_a_place_and_do_not_hide_others() -> None:
+    text = UKLFILE.replace("debian:redis=5:8.0.2", "debian:unknown").replace(
+        "local /local", "git+https://x.org/y#v1 /g"
+    )
+    found = problems(text)
+    assert found[0] == "Uklfile:2:1: Debian trixie has no source package 'unknown'"
+    assert "Uklfile:4:1: this version of uklimg cannot fetch git+https://x.org/y#v1" in found[1]
+
+
+def test_what_is_not_supported_is_said() -> None:
+    found = problems(UKLFILE.replace("LINK", "KERNEL --source=https://example.org/linux.tar.xz 6.12.108\nLINK"))
+    assert any("cannot override the series' kernel" in line for line in found)
+    found = problems(UKLFILE.replace("FROM debian:trixie AS build", "FROM registry.example.org/gcc:14 AS build"))
+    assert any("cannot build on images of a registry such as registry.example.org/gcc:14" in line for line in found)
+
+
+def test_the_base_image_step_has_every_package_as_an_input() -> None:
+    result = resolved()
+    base = result.base_of("build")
+    step = base_image_step(base.definition, base.locked)
+    assert step.id == step_id("debian-trixie") == "base:debian-trixie"
+    assert sorted(step.inputs) == ["gcc_1_amd64.deb", "libc6-dev_1_amd64.deb"]
+    assert step.needs() == ()
+    with pytest.raises(InternalError):
+        base_image_step(replace(base.definition, suite="sid"), base.locked)
+
+
+def test_definition_files_are_read_strictly() -> None:
+    good = (
+        '[source]\nname="l"\nversion="1"\nfile="l.tar"\nsize=1\nsha256="%s"\nurls=["debian:p/l.tar"]\nsignature="x"\n'
+    )
+    text = good % Digest.of(b"").hex
+    assert parse_source(text, "s").file.origin == "debian:p/l.tar"
+    assert parse_source(text + '[series]\nlibc="debian"\nukl=["BYP"]\n', "s").ukl == ("BYP",)
+    for old, new in (
+        ("size=1", "size=0"),
+        ("size=1", "size=1\nmore=1"),
+        ("debian:p", "ftp://p"),
+        ('"l.tar"', '"../l.tar"'),
+        ("[source]", "[sauce]"),
+        ('name="l"', "name="),
+    ):
+        assert old in text
+        with pytest.raises(UserError) as caught:
+            parse_source(text.replace(old, new, 1), "kernel/1/source.toml")
+        assert caught.value.line().startswith("kernel/1/source.toml")
+    with pytest.raises(UserError, match="suite: wants a string"):
+        parse_base("[base]\n", "b", "debian-trixie")
+
+
+def test_archive_names() -> None:
+    assert archive_name("https://example.org/x/lib%2B1.tar.gz?raw=1") == "lib+1.tar.gz"
+    for url in ("https://example.org/", "https://example.org/..", "https://example.org/a%2F..%2Fb"):
+        with pytest.raises(UserError):
+            archive_name(url)
