@@ -160,7 +160,7 @@ class _Builder:
             if text.startswith("ukl:"):
                 hint = "the image is the last stage; build stages come before it"
                 raise UserError(f"FROM {text} in a build stage", hint=hint, location=node.origin.base.location)
-            base = names.origin(text, node.origin.base.location)
+            base = names.origin(text, node.origin.base.location, "base image")
             if isinstance(base, StageRef):
                 scope = self.scopes[base.name].child()
         with self.problems.collected():

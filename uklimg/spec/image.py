@@ -118,11 +118,12 @@ class _Reader:
             case ast.Text():
                 self.read_text(directive)
 
-    def finish(self, location: Location) -> ImageStage:
+    def finish(self, location: Location) -> ImageStage | None:
+        """The image; None when a faulty LINK, reported already, leaves it without a program."""
         self.check_ukl()
         if self.link is None:
             if "LINK" in self.seen:
-                raise UserError("the program to link is not known", location=self.seen["LINK"])
+                return None
             hint = "LINK --from=stage /path/of/the/program"
             raise UserError("the image stage links no program", hint=hint, location=location)
         return ImageStage(
@@ -256,8 +257,9 @@ class _Reader:
         if not text and not directive.flags:
             usage = RULES[directive.keyword].usage
             raise UserError(f"{directive.keyword} says nothing", hint=usage, location=directive.location)
+        example = "2.41" if directive.keyword == "GLIBC" else f"{self.series.name}.1"
         if text and not re.fullmatch(r"[0-9]+(\.[0-9]+){1,2}", text, re.ASCII):
-            raise UserError(f"{quoted(text)} is not a version", hint="as in 6.12.107", location=location)
+            raise UserError(f"{quoted(text)} is not a version", hint=f"as in {example}", location=location)
         if text and directive.keyword == "KERNEL" and not f"{text}.".startswith(f"{self.series.name}."):
             message = f"kernel {text} is not of the series {self.series.name}"
             raise UserError(message, hint="the series is the one that FROM names", location=location)

@@ -55,8 +55,8 @@ class Names:
         folder = text.replace(":", "-")
         return next((BaseImage(folder) for name in self.base_images if name.replace(":", "-") == folder), None)
 
-    def origin(self, text: str, location: Location) -> Origin:
-        """The stage, base image or registry image that ``text`` names."""
+    def origin(self, text: str, location: Location, what: str = "stage or image") -> Origin:
+        """The stage, base image or registry image that ``text`` names; an error calls it ``what``."""
         if text.lower() in self.stages:
             return StageRef(self.stages[text.lower()])
         if text.lower() in self.later:
@@ -70,11 +70,10 @@ class Names:
         bases = sorted(name.replace("-", ":", 1) for name in self.base_images)
         hint = did_you_mean(text, [*stages, *bases])
         if not hint:
-            known = ", ".join(bases) or "none"
-            hint = (
-                f"base images: {known}; an image of a registry is written with its host, as in host.example/name:tag"
-            )
-        raise UserError(f"unknown base image {quoted(text)}", hint=hint, location=location)
+            stages_known = f"stages: {', '.join(stages)}; " if stages else ""
+            known = f"{stages_known}base images: {', '.join(bases) or 'none'}"
+            hint = f"{known}; an image of a registry is written with its host, as in host.example/name:tag"
+        raise UserError(f"unknown {what} {quoted(text)}", hint=hint, location=location)
 
 
 def copy(node: ast.Transfer, scope: Scope, names: Names) -> Copy:

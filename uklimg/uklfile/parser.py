@@ -143,9 +143,9 @@ class _Parser:
             problem = ""
             hint = ""
             if kind is None:
-                problem = f"{here.keyword} has no flag --{_short(name)}"
-                known = ", ".join(f"--{flag}" for flag in here.rule.flags)
-                hint = did_you_mean(name, here.rule.flags) or (f"it has {known}" if known else "it has none")
+                problem = f"{here.keyword} has no flag {_short(f'--{name}')}"
+                known = [f"--{flag}" for flag in here.rule.flags]
+                hint = did_you_mean(f"--{name}", known) or f"it has {', '.join(known) or 'none'}"
             elif kind is not FlagKind.BOOL and not equals:
                 problem, hint = f"--{name} needs a value", f"--{name}=…"
             elif kind is not FlagKind.VALUES and any(flag.name == name for flag in flags):
