@@ -19,7 +19,7 @@ import requests
 import urllib3
 
 import uklimg
-from uklimg.digest import CHUNK, Digest
+from uklimg.digest import Digest
 from uklimg.errors import CorruptError, ExitCode, ToolError, UserError
 from uklimg.oci import INDEXES, MANIFESTS, MAX_MANIFEST, Descriptor, parse_json
 from uklimg.ref import Reference, is_loopback
@@ -28,6 +28,7 @@ from uklimg.remote.challenge import Challenge, parse_challenges
 from uklimg.remote.failures import Retry, TransientError, of_exception, of_response, read_limited
 
 _TIMEOUT = (10.0, 60.0)  # seconds to connect, seconds without a byte
+_CHUNK = 128 << 10  # what of it a broken connection leaves incomplete is lost, so it is small
 _MAX_REDIRECTS = 5
 _MAX_TOKEN = 1 << 20
 _ROUNDS = 3  # a 401 may come for the action and, once more, for a token that ran out
@@ -307,7 +308,7 @@ class Transport(oras.provider.Registry):  # type: ignore[misc]  # oras has no ty
             ):
                 raise CorruptError(f"{what}: the registry sends another part than asked for")
             try:
-                for chunk in response.iter_content(CHUNK):
+                for chunk in response.iter_content(_CHUNK):
                     rest = chunk[skip:]
                     skip = max(0, skip - len(chunk))
                     if rest:
