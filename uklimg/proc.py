@@ -376,8 +376,6 @@ def spawn(
         options: dict[str, Any] = {
             "in": null if stdin is None else stdin,
             "out": out if stdout is None else stdout,
-            "out_bufsize": 1,
-            "err_bufsize": 1,
         }
         if merge:
             options["err_to_out"] = True

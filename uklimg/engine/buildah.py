@@ -39,7 +39,8 @@ _ULIMITS = ("nofile=1024:4096",)
 
 # What buildah and its helpers say about the end of a command, beside what the command said.
 _NOISE = re.compile(
-    r"Error: (while running runtime: )?exit status \d+|subprocess exited with status \d+|(container|subprocess) exited on \w+"
+    r"Error: (while running runtime: )?exit status \d+"
+    r"|subprocess exited with status \d+|(container|subprocess) exited on \w+"
 )
 
 # In the step's own mount namespace, before buildah starts there: chroot isolation hands the host's /dev and /sys
