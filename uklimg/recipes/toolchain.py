@@ -23,6 +23,7 @@ MOUNT = "/run/ukl-toolchain"
 # Files of the package uklimg.toolchain that run in the container.
 MODULES = (
     "__init__.py",
+    "archives.py",
     "driver.py",
     "elf.py",
     "find.py",
@@ -106,7 +107,7 @@ def links() -> Mapping[str, str]:
         found[f"{BINARIES}/ukl-{name}"] = "../lib/ukl/driver"
         found[f"{BINARIES}/{TRIPLET}-{name}"] = "../lib/ukl/driver"
     for name, tool in TOOLS.items():
-        found[f"{BINARIES}/{TRIPLET}-{name}"] = tool
+        found[f"{BINARIES}/{TRIPLET}-{name}"] = f"/{BINARIES}/{tool}"
     for name in ("pkg-config", "pkgconf"):
         found[f"{BINARIES}/{TRIPLET}-{name}"] = "../lib/ukl/pkg-config"
     return found

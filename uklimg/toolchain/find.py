@@ -23,7 +23,7 @@ def find(program: Path, folder: Path) -> Path:
     Raises NotFound.
     """
     try:
-        build_id = elf.build_id(program.read_bytes())
+        build_id = elf.build_id(program)
     except OSError as error:
         raise NotFound(f"{program}: {error.strerror}") from error
     except elf.NotElf as error:

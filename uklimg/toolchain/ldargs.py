@@ -222,10 +222,10 @@ class Link:
     def run_time_name(self, word: Word) -> str:
         """The name of the run-time library that ``word`` is (``m`` for -lm and for …/libm.a), or ""."""
         if word.kind is Kind.LIBRARY:
-            name = _library_name(word.name[1:]) if word.name.startswith(":") else word.name
+            name = library_name(word.name[1:]) if word.name.startswith(":") else word.name
             path = self.find(word.name[1:] if word.name.startswith(":") else f"lib{name}.a")
         elif word.kind is Kind.FILE and not self.is_start_file(word):
-            name, path = _library_name(word.name), word.name
+            name, path = library_name(word.name), word.name
         else:
             return ""
         if name not in RUN_TIME:
@@ -279,19 +279,26 @@ class Link:
     def is_system_file(self, word: Word) -> bool:
         return self.real(word.name.rpartition("/")[0] or ".") in self.system_folders()
 
+    def missing_name(self, word: Word) -> str:
+        """The name of the library that ``word`` asks for and of which no static archive is found, or ""."""
+        word = self.static_file(word)
+        if word.kind is Kind.LIBRARY:
+            exact = word.name.startswith(":")
+            file = word.name[1:] if exact else f"lib{word.name}.a"
+            if not self.find(file) or _archive_of(file):
+                return library_name(file) or word.name
+        elif word.kind is Kind.FILE and _archive_of(word.name) and self.exists(word.name):
+            return library_name(word.name)
+        return ""
+
     def missing_archives(self) -> tuple[Missing, ...]:
-        """Libraries for which no static archive is found, for the message after a failed link."""
-        found: list[Missing] = []
-        for word in map(self.static_file, self.words):
-            if word.kind is Kind.LIBRARY:
-                exact = word.name.startswith(":")
-                file = word.name[1:] if exact else f"lib{word.name}.a"
-                if not self.find(file) or _archive_of(file):
-                    name = _library_name(word.name[1:]) if exact else word.name
-                    found.append(Missing(name, self.find(f"lib{name}.so")))
-            elif word.kind is Kind.FILE and _archive_of(word.name) and self.exists(word.name):
-                found.append(Missing(_library_name(word.name), word.name))
-        return tuple(dict.fromkeys(found))
+        """Libraries for which no static archive is found: what the message after a failed link is about."""
+        found: dict[Missing, None] = {}
+        for word in self.words:
+            if name := self.missing_name(word):
+                shared = word.name if word.kind is Kind.FILE else self.find(f"lib{name}.so")
+                found[Missing(name, shared)] = None
+        return tuple(found)
 
     def executable_cmd(self, linker: str, relocatable: str = "") -> list[str]:
         """The ordinary link as a static executable with a build ID.
@@ -346,7 +353,7 @@ class Link:
         return cmd
 
 
-def _library_name(path: str) -> str:
+def library_name(path: str) -> str:
     """``m`` for …/libm.so.6, …/libm.a and …/libm-2.41.a; "" for what is not named like a library."""
     base = path.rpartition("/")[2]
     if not base.startswith("lib"):

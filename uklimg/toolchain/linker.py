@@ -14,16 +14,17 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from uklimg.toolchain import elf, ldargs, response, store
+from uklimg.toolchain import archives, elf, ldargs, response, store
 
 FALLBACK_FOLDER = "/usr/bin"
 # Links of configure's and CMake's and Meson's own checks: by the hundred, and nobody makes a unikernel of them.
 CHECKS = ("conftest", "cmTC_", "sanitycheck")
 CHECK_FOLDERS = ("/CMakeFiles/", "/meson-private/")
 LTO_OUTPUT = "'-flinker-output=nolto-rel'"
-LTO_REPORT = 4000  # characters of the linker's message kept as a reason
+REPORT = 4000  # characters of the linker's message kept as a reason
 
 
 def real_linker(name: str, path: str, own: str) -> str:
@@ -41,10 +42,27 @@ def is_check(output: str) -> bool:
     return name.startswith(CHECKS) or output == "/dev/null" or any(f in output for f in CHECK_FOLDERS)
 
 
-def run(cmd: Sequence[str], environment: Mapping[str, str] | None = None) -> int:
-    """Run with our own standard streams; the status as a shell has it (128 + signal)."""
-    status = subprocess.run(cmd, env=environment, check=False).returncode
-    return 128 - status if status < 0 else status
+@dataclass(frozen=True)
+class Done:
+    """How a linker ended: the status as a shell has it (128 + signal), and what it printed."""
+
+    status: int
+    output: bytes
+    errors: bytes
+
+    def show(self) -> None:
+        for stream, text in ((sys.stdout, self.output), (sys.stderr, self.errors)):
+            stream.flush()
+            stream.buffer.write(text)
+            stream.flush()
+
+
+def run(cmd: Sequence[str], environment: Mapping[str, str] | None = None) -> Done:
+    """Run a linker. Open descriptors are handed on: one may be make's job server, which LTO uses."""
+    with response.shortened(cmd) as words:
+        done = subprocess.run(words, env=environment, check=False, capture_output=True, close_fds=False)
+    status = 128 - done.returncode if done.returncode < 0 else done.returncode
+    return Done(status, done.stdout, done.stderr)
 
 
 def lto_environment(environment: Mapping[str, str]) -> dict[str, str]:
@@ -86,15 +104,20 @@ def say(text: str) -> None:
 
 def explain_failure(link: ldargs.Link) -> None:
     """After a failed link: name the libraries that exist only as shared objects, and where an archive may be."""
-    for missing in link.missing_archives():
+    named = link.missing_archives()
+    for missing in named:
         if missing.shared:
             say(f"no static archive of lib{missing.name}, only {missing.shared}; a unikernel is linked statically")
-            say(
-                f"hint: configure the build to make lib{missing.name}.a, or install the Debian package that has it "
-                f"(often lib{missing.name}-dev), or build without this library"
-            )
         else:
-            say(f"hint: no lib{missing.name}.a is installed (often in Debian's lib{missing.name}-dev)")
+            say(f"neither lib{missing.name}.a nor lib{missing.name}.so is installed")
+    others = tuple(m for m in archives.closure(link).lacking if m.name not in {n.name for n in named})
+    for missing in others:
+        say(f"no static archive of lib{missing.name}, only {missing.shared}, which a library of this link needs")
+    for missing in (*named, *others):
+        say(
+            f"hint: install the Debian package that has lib{missing.name}.a (often lib{missing.name}-dev), "
+            f"or configure the build to make it, or to do without lib{missing.name}"
+        )
 
 
 class Keeper:
@@ -110,26 +133,24 @@ class Keeper:
     def make(self) -> bool:
         """Write the temporary object; False and ``reason`` when that is impossible."""
         self.reason = self.link.why_not_relocatable()
-        if not self.reason:
+        if self.reason:
+            return False
+        try:
             store.ensure(self.folder)
-            cmd = self.link.relocatable_cmd(self.linker, str(self.temporary))
-            done = subprocess.run(
-                cmd,
-                env=lto_environment(os.environ),
-                check=False,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-            )
-            if done.returncode:
-                report = done.stdout.decode(errors="replace").strip()[-LTO_REPORT:]
-                self.reason = f"the relocatable link failed with status {done.returncode}\n{report}"
-        return not self.reason
+            done = run(self.link.relocatable_cmd(self.linker, str(self.temporary)), lto_environment(os.environ))
+        except OSError as error:
+            self.reason = f"the relocatable link could not be started: {error}"
+            return False
+        if done.status:
+            report = (done.output + done.errors).decode(errors="replace").strip()[-REPORT:]
+            self.reason = f"the relocatable link failed with status {done.status}\n{report}"
+        return not done.status
 
     def keep(self) -> None:
         """File the object, or the reason why there is none, under the executable's build ID."""
         output = Path(self.link.output)
         store.ensure(self.folder)
-        build_id = elf.build_id(output.read_bytes())
+        build_id = elf.build_id(output)
         if not build_id:
             say(f"{output} has no build ID; no object is kept")
         elif self.reason:
@@ -144,6 +165,16 @@ class Keeper:
             say(f"{self.temporary}: {error.strerror}")
 
 
+def link_executable(link: ldargs.Link, linker: str) -> tuple[Done, ldargs.Link]:
+    """Link: how it ended, and the link it was (see ``archives``). A failure is about what the user wrote."""
+    done = run(link.executable_cmd(linker))
+    if done.status and (other := archives.second_try(link)):
+        again = run(other.executable_cmd(linker))
+        if not again.status:
+            return again, other
+    return done, link
+
+
 def link_and_keep(link: ldargs.Link, linker: str, bfd: str) -> int:
     """Link the executable, keep its object; the exit status of the executable's link.
 
@@ -152,32 +183,29 @@ def link_and_keep(link: ldargs.Link, linker: str, bfd: str) -> int:
     written, so that every message is about what the user wrote.
     """
     keeper = Keeper(link, bfd)
+    done: Done | None = None
     try:
-        status = 1
         if asks_for_lto(os.environ.get("COLLECT_GCC_OPTIONS", "")) and keeper.make():
-            cmd = link.executable_cmd(linker, str(keeper.temporary))
-            quiet = subprocess.run(cmd, check=False, capture_output=True)
-            status = quiet.returncode
-            if status:
-                keeper.reason = "the program does not link from its relocatable object\n" + quiet.stderr.decode(
-                    errors="replace"
-                )
-            else:
-                sys.stdout.buffer.write(quiet.stdout)
-                sys.stderr.buffer.write(quiet.stderr)
-        if status:
-            status = run(link.executable_cmd(linker))
-            if status:
-                explain_failure(link)
-                return status
-            if not keeper.reason:
+            done = run(link.executable_cmd(linker, str(keeper.temporary)))
+            if done.status:
+                report = done.errors.decode(errors="replace").strip()[-REPORT:]
+                keeper.reason = f"the program does not link from its relocatable object\n{report}"
+        if done is None or done.status:
+            done, used = link_executable(link, linker)
+            if not done.status and (not keeper.reason or used is not link):
+                keeper.link = used
                 keeper.make()
-        keeper.keep()
-    except (OSError, elf.NotElf) as error:
-        say(f"no object is kept for {link.output}: {error}")
+        done.show()
+        if done.status:
+            explain_failure(link)
+        else:
+            try:
+                keeper.keep()
+            except (OSError, elf.NotElf) as error:
+                say(f"no object is kept for {link.output}: {error}")
     finally:
         keeper.clean()
-    return status
+    return done.status
 
 
 def main() -> None:
@@ -191,11 +219,13 @@ def main() -> None:
     link = ldargs.Link(ldargs.parse(args), os.path.isfile, os.path.realpath)
     if not link.is_executable:
         os.execv(linker, [linker, *sys.argv[1:]])
-    if is_check(str(Path.cwd() / link.output)):
-        status = run(link.executable_cmd(linker))
-        if status:
-            explain_failure(link)
-    else:
-        status = link_and_keep(link, linker, real_linker("ld.bfd", path, own) or linker)
-    sys.stdout.flush()
-    sys.exit(status)
+    try:
+        if is_check(str(Path.cwd() / link.output)):
+            done, _ = link_executable(link, linker)
+            done.show()
+            if done.status:
+                explain_failure(link)
+            sys.exit(done.status)
+        sys.exit(link_and_keep(link, linker, real_linker("ld.bfd", path, own) or linker))
+    except KeyboardInterrupt:
+        sys.exit(130)

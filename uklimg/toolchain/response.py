@@ -6,7 +6,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
+LONG = 100_000  # characters of a command line above which a response file is used; the kernel's limit is 2 MiB
 MAX_FILES = 2000  # libiberty's own limit against files that name themselves
 
 
@@ -60,3 +63,22 @@ def expand(args: list[str]) -> list[str]:
         files += 1
         todo.extend(reversed(words))
     return result
+
+
+def quote(word: str) -> str:
+    """``word`` as ``split`` reads it back."""
+    return "".join(char if char.isalnum() or char in "-_./=+,:@%" else f"\\{char}" for char in word) or "''"
+
+
+@contextmanager
+def shortened(cmd: Sequence[str]) -> Iterator[list[str]]:
+    """``cmd``, or when it is long, the same with all arguments in a temporary response file."""
+    if sum(map(len, cmd)) < LONG:
+        yield list(cmd)
+        return
+    import tempfile
+
+    with tempfile.NamedTemporaryFile("w", prefix="ukl-", encoding="utf-8", errors="surrogateescape") as file:
+        file.write("\n".join(map(quote, cmd[1:])))
+        file.flush()
+        yield [cmd[0], f"@{file.name}"]
