@@ -207,7 +207,15 @@ def test_links_lead_to_installed_files_or_to_the_system() -> None:
         if not target.startswith("/"):
             assert os.path.normpath(Path(path).parent / target) in installed
     names = {path.rpartition("/")[2] for path in recipe.links()}
-    assert {"ukl-gcc", "ukl-g++", "ukl-cc", "ukl-find", "x86_64-ukl-linux-gnu-pkg-config", "ld"} <= names
+    assert {
+        "ukl-gcc",
+        "ukl-g++",
+        "ukl-cc",
+        "ukl-find",
+        "ukl-gcc-ar",
+        "x86_64-ukl-linux-gnu-pkg-config",
+        "ld",
+    } <= names
     assert set(recipe.environment().values()) <= names
 
 

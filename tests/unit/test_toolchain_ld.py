@@ -213,12 +213,22 @@ def test_closure_of_what_shared_objects_need() -> None:
 
 
 def test_second_try_adds_and_leaves_out() -> None:
-    again = archives.second_try(program("a.o -lcurl -lonly -lm", *CURL, f"{LIB}/libonly.so"), read)
+    found = program("a.o -lcurl -lonly -lnowhere -lm", *CURL, f"{LIB}/libonly.so")
+    again = archives.second_try(found, is_check=False, read=read)
     assert again is not None
-    cmd = " ".join(again.executable_cmd("ld"))
+    assert again.without == ("only", "nowhere")
+    cmd = " ".join(again.link.executable_cmd("ld"))
     assert f"a.o -lcurl --start-group -lssl -lcrypto -lm --end-group -lm {END}" in cmd
-    assert " ".join(again.relocatable_cmd("ld", "o")).count("-lssl") == 1
-    assert archives.second_try(program("a.o -lz -lnowhere"), read) is None
+    assert " ".join(again.link.relocatable_cmd("ld", "o")).count("-lssl") == 1
+
+
+def test_second_try_of_a_check_keeps_what_is_not_installed() -> None:
+    found = program("a.o -lonly -lnowhere", f"{LIB}/libonly.so")
+    again = archives.second_try(found, is_check=True, read=read)
+    assert again is not None
+    assert again.without == ("only",)
+    assert "-lnowhere" in again.link.executable_cmd("ld")
+    assert archives.second_try(program("a.o -lz -lnowhere"), is_check=True, read=read) is None
 
 
 def test_linker_script_in_place_of_a_shared_object(tmp_path: Path) -> None:

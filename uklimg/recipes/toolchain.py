@@ -52,6 +52,10 @@ TOOLS = {
     "ar": "gcc-ar",
     "ranlib": "gcc-ranlib",
     "nm": "gcc-nm",
+    # CMake looks for these beside the compiler, by its prefix.
+    "gcc-ar": "gcc-ar",
+    "gcc-ranlib": "gcc-ranlib",
+    "gcc-nm": "gcc-nm",
     "as": "as",
     "ld": "ld",
     "strip": "strip",
@@ -64,6 +68,7 @@ TOOLS = {
     "cpp": "cpp",
     "gcov": "gcov",
 }
+PREFIXES = ("ukl-", f"{TRIPLET}-")
 COMPILERS = ("gcc", "g++", "cc", "c++")
 LINKERS = ("ld", "ld.bfd", "ld.gold", "ld.lld", "ld.mold")  # what gcc looks for, with and without -fuse-ld
 
@@ -103,13 +108,13 @@ def links() -> Mapping[str, str]:
     """Symbolic links: path below the root -> target (absolute in the container, or relative to the link)."""
     found: dict[str, str] = {f"{HOME}/ld/{name}": "../linker" for name in LINKERS}
     found[f"{BINARIES}/ukl-find"] = "../lib/ukl/find"
-    for name in COMPILERS:
-        found[f"{BINARIES}/ukl-{name}"] = "../lib/ukl/driver"
-        found[f"{BINARIES}/{TRIPLET}-{name}"] = "../lib/ukl/driver"
-    for name, tool in TOOLS.items():
-        found[f"{BINARIES}/{TRIPLET}-{name}"] = f"/{BINARIES}/{tool}"
-    for name in ("pkg-config", "pkgconf"):
-        found[f"{BINARIES}/{TRIPLET}-{name}"] = "../lib/ukl/pkg-config"
+    for prefix in PREFIXES:
+        for name in COMPILERS:
+            found[f"{BINARIES}/{prefix}{name}"] = "../lib/ukl/driver"
+        for name, tool in TOOLS.items():
+            found[f"{BINARIES}/{prefix}{name}"] = f"/{BINARIES}/{tool}"
+        for name in ("pkg-config", "pkgconf"):
+            found[f"{BINARIES}/{prefix}{name}"] = "../lib/ukl/pkg-config"
     return found
 
 

@@ -73,9 +73,21 @@ def closure(link: Link, read: Callable[[str], tuple[str, ...]] = needs) -> Closu
     return Closure(tuple(archives), tuple(lacking))
 
 
-def second_try(link: Link, read: Callable[[str], tuple[str, ...]] = needs) -> Link | None:
-    """The link to try after ``link`` failed; None when it would be the same."""
-    missing = {m.name for m in link.missing_archives() if m.shared}
+@dataclass(frozen=True)
+class SecondTry:
+    """A link to try after another failed. ``without`` names the libraries it leaves out."""
+
+    link: Link
+    without: tuple[str, ...]
+
+
+def second_try(link: Link, *, is_check: bool, read: Callable[[str], tuple[str, ...]] = needs) -> SecondTry | None:
+    """The link to try after ``link`` failed; None when it would be the same.
+
+    A library that is not installed at all stays in a build system's check, whose answer it may be; elsewhere it is
+    often a name that `pkg-config --static` gave for a feature nobody uses.
+    """
+    missing = tuple(dict.fromkeys(m.name for m in link.missing_archives() if m.shared or not is_check))
     extra = closure(link, read).archives
     if not missing and not extra:
         return None
@@ -87,4 +99,4 @@ def second_try(link: Link, read: Callable[[str], tuple[str, ...]] = needs) -> Li
             words.append(word)
         if index == last and extra:
             words += [group[0], *extra, group[1]]
-    return replace(link, words=tuple(words))
+    return SecondTry(replace(link, words=tuple(words)), missing)

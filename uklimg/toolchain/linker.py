@@ -113,10 +113,10 @@ def explain_failure(link: ldargs.Link) -> None:
     others = tuple(m for m in archives.closure(link).lacking if m.name not in {n.name for n in named})
     for missing in others:
         say(f"no static archive of lib{missing.name}, only {missing.shared}, which a library of this link needs")
-    for missing in (*named, *others):
+    if named or others:
         say(
-            f"hint: install the Debian package that has lib{missing.name}.a (often lib{missing.name}-dev), "
-            f"or configure the build to make it, or to do without lib{missing.name}"
+            "hint: install the Debian packages that have the static archives (lib….a, mostly in lib…-dev), "
+            "or configure the build to make them, or to do without these libraries"
         )
 
 
@@ -165,13 +165,16 @@ class Keeper:
             say(f"{self.temporary}: {error.strerror}")
 
 
-def link_executable(link: ldargs.Link, linker: str) -> tuple[Done, ldargs.Link]:
+def link_executable(link: ldargs.Link, linker: str, *, check: bool = False) -> tuple[Done, ldargs.Link]:
     """Link: how it ended, and the link it was (see ``archives``). A failure is about what the user wrote."""
     done = run(link.executable_cmd(linker))
-    if done.status and (other := archives.second_try(link)):
-        again = run(other.executable_cmd(linker))
+    if done.status and (other := archives.second_try(link, is_check=check)):
+        again = run(other.link.executable_cmd(linker))
         if not again.status:
-            return again, other
+            if other.without and not check:
+                names = " ".join(f"lib{name}" for name in other.without)
+                say(f"note: {link.output} is linked without {names}: no static archive, and nothing uses it")
+            return again, other.link
     return done, link
 
 
@@ -221,7 +224,7 @@ def main() -> None:
         os.execv(linker, [linker, *sys.argv[1:]])
     try:
         if is_check(str(Path.cwd() / link.output)):
-            done, _ = link_executable(link, linker)
+            done, _ = link_executable(link, linker, check=True)
             done.show()
             if done.status:
                 explain_failure(link)
