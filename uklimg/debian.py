@@ -190,7 +190,9 @@ class _Apt:
             return _MissingError(name, f"Debian {suite} has no package {name!r}", _did_you_mean(name, known))
         version = re.search(r"E: Version '(\S+)' for '(\S+)' was not found", tail)
         if version:
-            there = re.findall(r"^\s*\S+ \| (\S+) \|", self._run(madison_cmd(version[2]), env=self._env).text, re.M)
+            there = re.findall(
+                r"^\s*\S+ +\| +(\S+) +\|", self._run(madison_cmd(version[2]), env=self._env).text, re.M
+            )
             hint = f"there is {', '.join(dict.fromkeys(there))}" if there else ""
             return _MissingError(version[2], f"Debian {suite} has no {version[2]} {version[1]}", hint)
         return ToolError(

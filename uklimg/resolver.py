@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable, Sequence
 from urllib.parse import unquote, urlsplit
 
+import requests
+
 from uklimg.debian import Debian
 from uklimg.definitions import BaseDefinition
-from uklimg.digest import Digest
-from uklimg.errors import UserError
+from uklimg.digest import CHUNK, Digest
+from uklimg.errors import ExitCode, ToolError, UserError
 from uklimg.lock import LockedFile, LockedPackage
+
+_TIMEOUTS = (15.0, 60.0)  # to connect, between two packets; seconds
 
 
 class HostResolver:
-    """``measure`` downloads a URL and returns digest and size in bytes; it may keep what it has downloaded."""
+    """``measure`` downloads a URL and returns digest and size in bytes."""
 
     def __init__(self, debian: Debian, measure: Callable[[str], tuple[Digest, int]]) -> None:
         self._debian = debian
@@ -46,3 +51,30 @@ def archive_name(url: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9_+][A-Za-z0-9_.+~-]*", name):
         raise UserError(f"{url} does not end in a file name")
     return name
+
+
+def measure_url(url: str, session: requests.Session | None = None) -> tuple[Digest, int]:
+    """Digest and size in bytes of what ``url`` serves; nothing is kept.
+
+    ToolError NETWORK when the server cannot be reached or the transfer breaks off, NOT_FOUND when it lacks the file.
+    """
+    host = urlsplit(url).netloc.rpartition("@")[2]
+    hasher, size = hashlib.sha256(), 0
+    try:
+        # "identity": the digest is that of the file, not of a packed transfer of it.
+        with (session or requests.Session()).get(
+            url, stream=True, timeout=_TIMEOUTS, headers={"Accept-Encoding": "identity"}
+        ) as response:
+            if response.status_code != 200:
+                status = f"HTTP {response.status_code} {response.reason}".rstrip()
+                code = ExitCode.NETWORK if response.status_code >= 500 else ExitCode.NOT_FOUND
+                raise ToolError(f"{host} does not give {archive_name(url)}: {status}", exit_code=code)
+            for chunk in response.iter_content(CHUNK):
+                hasher.update(chunk)
+                size += len(chunk)
+            expected = response.headers.get("Content-Length", "")
+    except requests.RequestException as error:
+        raise ToolError(f"cannot fetch {archive_name(url)} from {host}", exit_code=ExitCode.NETWORK) from error
+    if expected.isdigit() and size != int(expected):
+        raise ToolError(f"the transfer of {archive_name(url)} from {host} broke off", exit_code=ExitCode.NETWORK)
+    return Digest(hasher.hexdigest()), size
