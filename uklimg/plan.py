@@ -1,0 +1,293 @@
+"""A resolved spec becomes a graph of steps. Pure: the build context is looked at through a function that is given.
+
+base image → compiler wrapper → build stages → app ┐
+base image → kernel kit ──────────────────────→ app → bzImage ┐
+base image → PID 1 → initramfs ───────────────────────────────┴→ image
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from uklimg.errors import InternalError, Location, UserError, UserErrors
+from uklimg.graph import ContextTree, Graph, Input, Step
+from uklimg.guest.config import guest_config
+from uklimg.oci import RunConfig
+from uklimg.recipes import base_image, bzimage, stage, toolchain
+from uklimg.recipes import image as image_recipe
+from uklimg.recipes import init as init_recipe
+from uklimg.recipes.app import app_step
+from uklimg.recipes.initramfs import CopyInput, initramfs_step
+from uklimg.recipes.kernel import KernelConfig, kernel_step
+from uklimg.resolve import ResolvedSpec
+from uklimg.spec.model import (
+    BaseImage,
+    BuildStage,
+    ContextSource,
+    Copy,
+    Depends,
+    ImageStage,
+    Instruction,
+    MakeFolder,
+    OciImage,
+    Origin,
+    Packages,
+    Run,
+    Source,
+    StageRef,
+)
+
+Select: TypeAlias = Callable[[Sequence[str], Sequence[str], Location], ContextTree]
+"""(sources, exclude patterns, place for errors) → those files of the build context."""
+
+
+@dataclass(frozen=True)
+class Assets:
+    """Files of ours that steps use, by name: ``init`` is PID 1's source, the others are folders of the package."""
+
+    init: bytes = field(repr=False)
+    toolchain: Mapping[str, bytes] = field(repr=False)
+    link: Mapping[str, bytes] = field(repr=False)
+    inside: Mapping[str, bytes] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Options:
+    """``target``: the build stage to stop at, "" for the image. ``kernel_configs``: further fragments of the kernel
+    series, by name."""
+
+    target: str = ""
+    kernel_configs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """``places``: where in the Uklfile a step comes from, by the step's id. ``run``: what the image will say."""
+
+    graph: Graph
+    places: Mapping[str, Location]
+    run: RunConfig
+
+
+def plan(resolved: ResolvedSpec, select: Select, assets: Assets, options: Options | None = None) -> Plan:
+    """The steps of a build. UserErrors with all that cannot be planned, each at its place."""
+    return _Planner(resolved, select, assets, options or Options()).run()
+
+
+def run_config(resolved: ResolvedSpec) -> RunConfig:
+    """What the image says to runners."""
+    image = resolved.spec.image
+    return RunConfig(
+        program=image.link.name,
+        entrypoint=image.entrypoint,
+        cmd=image.cmd,
+        env=dict(image.env),
+        workdir=image.workdir,
+        exposed_ports=tuple(str(port) for port in image.ports),
+        volumes=image.volumes,
+        stop_signal=image.stop_signal,
+        memory=image.memory,
+        cpus=image.cpus,
+        cmdline=" ".join(_parameter(word) for word in image.cmdline),
+        ukl_options=image.ukl_options,
+        kernel_version=resolved.kernel.locked.version,
+        libc_version=resolved.libc_version,
+        labels=dict(image.labels),
+    )
+
+
+def _parameter(word: str) -> str:
+    """A kernel parameter as the command line has it: quotes around white space (lib/cmdline.c, next_arg)."""
+    return f'"{word}"' if any(char.isspace() for char in word) else word
+
+
+class _Planner:
+    def __init__(self, resolved: ResolvedSpec, select: Select, assets: Assets, options: Options) -> None:
+        self._resolved = resolved
+        self._spec = resolved.spec
+        self._select = select
+        self._assets = assets
+        self._options = options
+        self._steps: list[Step] = []
+        self._places: dict[str, Location] = {}
+        self._errors: list[UserError] = []
+        self._tops: dict[str, str] = {}  # build stage → its last step
+        self._bases: dict[str, str] = {}  # base image → the step that build stages on it start from
+        self._picks = 0
+
+    def run(self) -> Plan:
+        for name, base in sorted(self._resolved.bases.items()):
+            self._add(base_image.base_image_step(base.definition, base.locked))
+            wrapper = toolchain.step(base_image.step_id(name), self._assets.toolchain, f"toolchain:{name}")
+            self._bases[name] = self._add(wrapper)
+        for build in self._spec.stages:
+            self._stage(build)
+        run = run_config(self._resolved)
+        target = self._target() or self._image(run)
+        if self._errors:
+            raise UserErrors(self._errors)
+        return Plan(Graph.of(self._steps, target), self._places, run)
+
+    def _add(self, step: Step, place: Location | None = None) -> str:
+        self._steps.append(step)
+        if place is not None:
+            self._places[step.id] = place
+        return step.id
+
+    def _target(self) -> str:
+        wanted = self._options.target
+        if not wanted:
+            return ""
+        if wanted not in self._tops:
+            there = ", ".join(self._tops) or "none"
+            raise UserError(f"no build stage {wanted!r} to stop at", hint=f"there is {there}")
+        return self._tops[wanted]
+
+    # --- build stages
+
+    def _stage(self, build: BuildStage) -> None:
+        top = self._bottom(build.base)
+        for number, instruction in enumerate(build.instructions, 1):
+            step_id = f"stage:{build.name}:{number}"
+            try:
+                step = self._instruction(step_id, top, instruction)
+            except UserErrors as errors:
+                self._errors.extend(errors.errors)
+            except UserError as error:
+                error.location = error.location or instruction.location
+                self._errors.append(error)
+            else:
+                top = self._add(_numbered(step, build, number), instruction.location)
+        self._tops[build.name] = top
+
+    def _bottom(self, origin: Origin) -> str:
+        if isinstance(origin, StageRef):
+            return self._tops[origin.name]
+        if isinstance(origin, OciImage):
+            raise InternalError("an image of a registry passed `resolve`")
+        return self._bases[origin.name]
+
+    def _instruction(self, step_id: str, below: str, instruction: Instruction) -> Step:
+        inside = self._assets.inside
+        match instruction:
+            case Run():
+                if instruction.mounts:
+                    raise _unsupported(f"RUN --mount=type={instruction.mounts[0].kind}", instruction.location)
+                return stage.run_step(step_id, below, instruction, toolchain.environment())
+            case MakeFolder():
+                return stage.folder_step(step_id, below, instruction)
+            case Source():
+                return self._source(step_id, below, instruction)
+            case Copy():
+                tree = self._tree(instruction)
+                return stage.copy_step(step_id, below, instruction, tree, _copy_title(instruction), inside)
+            case Packages():
+                return stage.packages_step(step_id, below, self._resolved.packages[instruction.location])
+            case Depends():
+                raise _unsupported("DEPENDS", instruction.location)
+
+    def _source(self, step_id: str, below: str, source: Source) -> Step:
+        tree, path = None, ""
+        if isinstance(source.what, ContextSource):
+            path = source.what.path
+            tree = self._select((path,), (), source.location)
+        patches = self._select((source.patches,), (), source.location) if source.patches else None
+        return stage.source_step(
+            step_id,
+            below,
+            source,
+            self._resolved.source(source),
+            tree=tree,
+            path=path,
+            patches=patches,
+            inside=self._assets.inside,
+        )
+
+    def _tree(self, copy: Copy) -> Input | None:
+        """What a COPY's sources are relative to."""
+        if not copy.sources:
+            return None
+        if copy.origin is None:
+            return self._select(copy.sources, copy.exclude, copy.location)
+        origin = copy.origin
+        below = self._bases[origin.name] if isinstance(origin, BaseImage) else self._bottom(origin)
+        self._picks += 1
+        sources = tuple(source.replace("/./", "/") for source in copy.sources)
+        step = stage.pick_step(f"pick:{self._picks}", below, sources, self._assets.inside)
+        return stage.picked(self._add(step, copy.location))
+
+    # --- the image
+
+    def _image(self, run: RunConfig) -> str:
+        image = self._spec.image
+        base = base_image.step_id(self._resolved.stage_bases[image.link.stage])
+        kit = app = ""
+        copies: list[CopyInput] = []
+        if image.userland != "none":
+            self._errors.append(_unsupported(f"USERLAND {image.userland}", image.location))
+        try:
+            kit = self._add(
+                kernel_step(base, self._resolved.kernel.folder, self._kernel_config(image), self._assets.link),
+                image.location,
+            )
+            app = self._app(image, kit)
+            copies = [CopyInput(copy, self._tree(copy)) for copy in image.copies]
+        except UserErrors as errors:
+            self._errors.extend(errors.errors)
+            return ""
+        except UserError as error:
+            error.location = error.location or image.location
+            self._errors.append(error)
+            return ""
+        packed = self._add(bzimage.bzimage_step(base=base, kit=kit, app=app, link=self._assets.link))
+        init = self._add(init_recipe.init_step(base, self._assets.init))
+        folders = tuple(dict.fromkeys([*image.volumes, *([image.workdir] if image.workdir != "/" else [])]))
+        initramfs = self._add(
+            initramfs_step(
+                init=init,
+                programs={image.link.name: None},
+                config=guest_config(run),
+                copies=copies,
+                folders=folders,
+            )
+        )
+        return self._add(image_recipe.image_step(app=app, bzimage=packed, initramfs=initramfs, run=run))
+
+    def _app(self, image: ImageStage, kit: str) -> str:
+        link = image.link
+        step = app_step(
+            name=link.name,
+            program=link.path,
+            stage=self._tops[link.stage],
+            kit=kit,
+            link=self._assets.link,
+            inside=self._assets.inside,
+        )
+        return self._add(step, link.location)
+
+    def _kernel_config(self, image: ImageStage) -> KernelConfig:
+        files = image.kconfig_files
+        return KernelConfig(
+            extras=self._options.kernel_configs,
+            ukl=image.ukl_options,
+            tree=self._select(files, (), image.location) if files else None,
+            files=files,
+            options=tuple((option.name, option.value) for option in image.kconfig),
+        )
+
+
+def _numbered(step: Step, build: BuildStage, number: int) -> Step:
+    """With the stage's name and the place in it in front of the title."""
+    title = f"[{build.name} {number}/{len(build.instructions)}] {step.title}"
+    return Step(step.id, title, step.recipe, step.recipe_version, step.action, step.inputs, step.kind)
+
+
+def _copy_title(copy: Copy) -> str:
+    origin = copy.origin
+    return stage.copy_title(copy, "" if origin is None or isinstance(origin, OciImage) else origin.name)
+
+
+def _unsupported(what: str, location: Location) -> UserError:
+    return UserError(f"this version of uklimg does not support {what} yet", location=location)

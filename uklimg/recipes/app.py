@@ -1,0 +1,41 @@
+"""The recipe that makes an application part of a kernel: link it at its place in the kernel's half, embed it. Pure.
+
+The work is done by ``uklimg/inside/app.py`` and ``uklimg/link/link.py`` inside the build stage's container.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from uklimg.graph import Container, Output, Step
+from uklimg.recipes.scripts import HOME, python, scripts
+
+RECIPE_VERSION = 1
+LINK_FILES = ("app.lds", "elf.py", "embed.py", "link.py")
+
+
+def step_id(name: str) -> str:
+    return f"app:{name}"
+
+
+def app_step(
+    *, name: str, program: str, stage: str, kit: str, link: Mapping[str, bytes], inside: Mapping[str, bytes]
+) -> Step:
+    """A TREE step: ``vmlinux`` (the kernel with the application inside), ``<name>.debug``, ``info.json``.
+
+    ``stage`` is the step whose root file system has ``program`` and the object that the wrapper kept of it; ``kit``
+    a step of ``recipes.kernel``; ``link`` and ``inside`` the contents of the package's folders of these names.
+    """
+    argv = python("inside/app.py", program, "--kit", "/in/kit", "--name", name, "--out", "/out")
+    return Step(
+        id=step_id(name),
+        title=f"LINK {program}",
+        recipe="app",
+        recipe_version=RECIPE_VERSION,
+        action=Container(rootfs=stage, argv=argv),
+        inputs={
+            f"{HOME}/inside": scripts(inside, "app.py"),
+            f"{HOME}/link": scripts(link, *LINK_FILES),
+            "/in/kit": Output(kit),
+        },
+    )

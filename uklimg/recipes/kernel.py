@@ -1,0 +1,92 @@
+"""The recipe of a kernel kit: the kernel, built once, into which applications are linked. Pure.
+
+The work is done by ``uklimg/link/kit.py`` inside the build container.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from uklimg.definitions import SourceFolder
+from uklimg.errors import UserError
+from uklimg.graph import Blob, Container, ContextTree, Inline, InlineFile, Input, Kind, Step
+from uklimg.recipes.scripts import HOME, python, scripts
+
+STEP_ID = "kernel-kit"
+RECIPE_VERSION = 1
+BASE_CONFIG = "base"
+
+
+@dataclass(frozen=True)
+class KernelConfig:
+    """What is asked for on top of the series' ``base`` fragment, in this order.
+
+    ``extras`` are further fragments of the series by name (``debug``); ``files`` fragments of the build context, by
+    paths of ``tree``; ``options`` NAME → value as in a .config, without CONFIG_; ``ukl`` UKL options.
+    """
+
+    extras: tuple[str, ...] = ()
+    ukl: tuple[str, ...] = ()
+    tree: ContextTree | None = None
+    files: tuple[str, ...] = ()
+    options: tuple[tuple[str, str], ...] = ()
+
+
+def kernel_step(base: str, folder: SourceFolder, config: KernelConfig, link: Mapping[str, bytes]) -> Step:
+    """A TREE step: the kit of the kernel ``folder``, built in the rootfs of step ``base``.
+
+    ``link`` has the contents of uklimg/link. UserError when the series has no fragment of a wanted name.
+    """
+    definition = folder.definition
+    fragments = config_fragments(folder, config)
+    inputs: dict[str, Input] = {
+        f"{HOME}/link": scripts(link, "kit.py"),
+        f"/in/{definition.file.name}": Blob(
+            definition.file.name, definition.file.digest, definition.file.size, definition.urls
+        ),
+        "/in/patches": Inline(tuple(InlineFile(patch.name, patch.content) for patch in folder.patches.patches)),
+        "/in/config": Inline(fragments),
+    }
+    paths = [f"/in/config/{fragment.path}" for fragment in fragments]
+    if config.tree is not None:
+        inputs["/in/files"] = config.tree
+        # The user's own options come last, and a fragment of theirs after ours.
+        at = len(paths) - bool(config.options)
+        paths[at:at] = [f"/in/files/{file}" for file in config.files]
+    argv = python(
+        "link/kit.py",
+        *("--source", f"/in/{definition.file.name}"),
+        *("--patches", "/in/patches"),
+        *("--config", *paths),
+        *("--out", "/out"),
+    )
+    return Step(
+        id=STEP_ID,
+        title=f"kernel {definition.version}" + "".join(f" +{name}" for name in config.extras),
+        recipe="kernel-kit",
+        recipe_version=RECIPE_VERSION,
+        action=Container(rootfs=base, argv=argv),
+        inputs=inputs,
+        kind=Kind.TREE,
+    )
+
+
+def config_fragments(folder: SourceFolder, config: KernelConfig) -> tuple[InlineFile, ...]:
+    """Our fragments in the order of their names, which is that of their strength."""
+    fragments: list[InlineFile] = []
+    for name in (BASE_CONFIG, *config.extras):
+        if name not in folder.configs:
+            there = ", ".join(sorted(folder.configs)) or "none"
+            raise UserError(f"{folder.folder} has no configuration {name!r}", hint=f"there is {there}")
+        fragments.append(InlineFile(f"{len(fragments) + 1}0-{name}.config", folder.configs[name]))
+    if config.ukl:
+        fragments.append(_fragment("80-ukl", [(f"UKL_{name}", "y") for name in config.ukl]))
+    if config.options:
+        fragments.append(_fragment("90-kconfig", config.options))
+    return tuple(fragments)
+
+
+def _fragment(name: str, options: Sequence[tuple[str, str]]) -> InlineFile:
+    lines = [f"# CONFIG_{key} is not set" if value == "n" else f"CONFIG_{key}={value}" for key, value in options]
+    return InlineFile(f"{name}.config", ("\n".join(lines) + "\n").encode())
