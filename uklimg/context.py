@@ -22,7 +22,7 @@ from uklimg.uklfile.ignore import PatternError, Rules, compile_component, compil
 from uklimg.uklfile.parser import did_you_mean
 
 IGNORE_FILE = ".uklignore"
-MAXIMUM_TEXT = 4 << 20  # bytes of a Uklfile or ignore file; real ones have a few thousand
+MAXIMUM_TEXT = 1 << 20  # bytes of a Uklfile or ignore file; real ones have a few thousand
 
 
 @dataclass(frozen=True)

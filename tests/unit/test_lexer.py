@@ -265,6 +265,8 @@ def test_limits_on_depth_and_length() -> None:
 def test_patterns_take_no_exponential_time() -> None:
     # Backtracking would not finish this in the age of the universe.
     assert expand("${x#" + "*a" * 40 + "b}", {"x": "a" * 2000}).text == "a" * 2000
+    with pytest.raises(SubstitutionError, match="not searched"):
+        expand("${x//a*b/c}", {"x": "a" * 5000})
 
 
 @given(st.text(alphabet="$x{}:-+?#%/*\\'\" ab", max_size=60))

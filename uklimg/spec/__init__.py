@@ -107,7 +107,7 @@ def build_spec(
     series there are, by name.
     """
     builder = _Builder(tree, Problems(), base_images, series)
-    builder.problems.warnings.extend(tree.warnings)
+    builder.problems.warnings.update(dict.fromkeys(tree.warnings))
     for name, value in sorted(build_args.items()):
         if re.search("[\0\ud800-\udfff]", name + value):
             builder.problems.add(f"the build argument {quoted(name)} is not text", Location(tree.filename))

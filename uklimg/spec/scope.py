@@ -32,14 +32,13 @@ class Problems:
     """Collects errors so that one run shows all of them."""
 
     errors: list[UserError] = field(default_factory=list)
-    warnings: list[tuple[Location, str]] = field(default_factory=list)
+    warnings: dict[tuple[Location, str], None] = field(default_factory=dict)  # a set that keeps its order
 
     def add(self, message: str, location: Location, hint: str = "") -> None:
         self.errors.append(UserError(message, hint=hint, location=location))
 
     def warn(self, location: Location, text: str) -> None:
-        if (location, text) not in self.warnings:
-            self.warnings.append((location, text))
+        self.warnings[location, text] = None
 
     @contextmanager
     def collected(self) -> Iterator[None]:

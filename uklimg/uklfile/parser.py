@@ -34,8 +34,9 @@ def parse(text: str, filename: str) -> ast.Uklfile:
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """``did you mean "x"?`` for the nearest of ``known``, or ""."""
+    words = sorted(known)
     # difflib is quadratic; nobody mistypes a kilobyte.
-    near = difflib.get_close_matches(word, sorted(known), n=1, cutoff=0.6) if len(word) <= 200 else []
+    near = difflib.get_close_matches(word, words, n=1, cutoff=0.6) if len(word) <= 200 and len(words) <= 2000 else []
     return f"did you mean {near[0]}?" if near else ""
 
 

@@ -1,8 +1,8 @@
 """``$x`` and its relatives: word expansion as BuildKit's Dockerfile frontend does it (frontend/dockerfile/shell).
 
-Pure and total: any text either expands or raises SubstitutionError. Two limits keep a hostile file from taking the
+Pure and total: any text either expands or raises SubstitutionError. Limits keep a hostile file from taking the
 machine's memory or our stack: the result's length and the depth of nested ``${x:-${y}}``. Patterns are matched by
-position sets, in time proportional to pattern times value.
+position sets, in time proportional to pattern times value (times value once more for ``${x/*…/…}``, which is limited).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 MAX_LENGTH = 1 << 20
 MAX_DEPTH = 32
+MAX_SEARCHED = 4096  # characters of a value in which a pattern with * is searched; that takes quadratic time
 
 # Go's unicode.IsSpace, which is not Python's str.isspace (that takes U+001C…U+001F too).
 SPACES = (
@@ -326,6 +327,8 @@ def _ends(tokens: Sequence[str | _Any], value: str, start: int) -> set[int]:
 
 def _replace(tokens: Sequence[str | _Any], value: str, replacement: str, everywhere: bool) -> str:
     """Replace the first or every longest match; an empty match right after a match does not count."""
+    if len(value) > MAX_SEARCHED and any(isinstance(token, _Any) and token.many for token in tokens):
+        raise SubstitutionError(f"a pattern with * is not searched in more than {MAX_SEARCHED} characters")
     result: list[str] = []
     length = 0
     position = 0
