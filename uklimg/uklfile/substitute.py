@@ -2,7 +2,8 @@
 
 Pure and total: any text either expands or raises SubstitutionError. Limits keep a hostile file from taking the
 machine's memory or our stack: the result's length and the depth of nested ``${x:-${y}}``. Patterns are matched by
-position sets, in time proportional to pattern times value (times value once more for ``${x/*…/…}``, which is limited).
+position sets, in time proportional to pattern times value, and times value once more for ``${x/a*/…}``, whose value
+is limited for that.
 """
 
 from __future__ import annotations
