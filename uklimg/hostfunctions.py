@@ -1,0 +1,57 @@
+"""The functions of ``graph.Host`` steps: what needs no container, from inputs as paths to an output folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+from uklimg import proc
+from uklimg.baseimage import BaseParams, build_base_image
+from uklimg.digest import JSON
+from uklimg.imagebuild import image
+from uklimg.initramfsbuild import initramfs
+from uklimg.oci import EPOCH
+from uklimg.recipes import base_image as base_image_recipe
+from uklimg.recipes import image as image_recipe
+from uklimg.recipes import initramfs as initramfs_recipe
+
+ROOTFS_TAR = "rootfs.tar"
+"""What a function of kind ROOTFS leaves in its output folder: a whole file system."""
+
+
+@dataclass(frozen=True)
+class HostJob:
+    """``inputs`` by name; ``out`` and ``work`` are empty folders on the store's disk, ``work`` for what is temporary."""
+
+    params: JSON
+    inputs: Mapping[str, Path]
+    out: Path
+    work: Path
+    on_line: Callable[[str], None]
+
+
+HostFunction: TypeAlias = Callable[[HostJob], None]
+
+
+def host_functions(env: Mapping[str, str]) -> Mapping[str, HostFunction]:
+    """All of them by name; ``env`` is the host environment for tools."""
+
+    def base_image(job: HostJob) -> None:
+        build_base_image(
+            BaseParams.of(job.params),
+            job.inputs.values(),
+            job.out / ROOTFS_TAR,
+            job.work,
+            run=proc.run,
+            env=env,
+            epoch=EPOCH,
+            on_line=job.on_line,
+        )
+
+    return {
+        base_image_recipe.FUNCTION: base_image,
+        initramfs_recipe.FUNCTION: lambda job: initramfs(job.inputs, job.out, job.params),
+        image_recipe.FUNCTION: lambda job: image(job.inputs, job.out, job.params),
+    }
