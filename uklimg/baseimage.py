@@ -124,9 +124,10 @@ def build_base_image(
 
 
 def mmdebstrap_cmd(params: BaseParams, names: Sequence[str], repository: Path, out: Path) -> tuple[str, ...]:
-    """mmdebstrap in a network namespace of its own: maintainer scripts run outside of any container.
+    """mmdebstrap in network and process namespaces of its own: maintainer scripts run outside of any container.
 
-    A crash leaves no half-made image behind, so dpkg need not wait for the disk after each file.
+    When we are killed the whole process namespace goes too. A crash leaves no half-made image behind, so dpkg need
+    not wait for the disk after each file.
     """
     patterns = ["--dpkgopt=force-unsafe-io"]
     patterns += [f"--dpkgopt=path-exclude={pattern}" for pattern in params.exclude]
@@ -134,6 +135,10 @@ def mmdebstrap_cmd(params: BaseParams, names: Sequence[str], repository: Path, o
     return (
         "unshare",
         "--net",
+        "--pid",
+        "--fork",
+        "--kill-child",
+        "--mount-proc",
         "--",
         "mmdebstrap",
         "--mode=root",
