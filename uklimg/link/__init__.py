@@ -1,0 +1,1 @@
+"""What runs in the build container to make an application part of a kernel: linker script, link, embedding."""
