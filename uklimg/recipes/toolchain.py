@@ -73,7 +73,7 @@ COMPILERS = ("gcc", "g++", "cc", "c++")
 LINKERS = ("ld", "ld.bfd", "ld.gold", "ld.lld", "ld.mold")  # what gcc looks for, with and without -fuse-ld
 
 INSTALL = """\
-import json, os, shutil, sys
+import json, os, py_compile, shutil, sys
 source, root = sys.argv[1], sys.argv[2]
 plan = json.load(open(os.path.join(source, "plan.json")))
 for path, mode in plan["files"]:
@@ -81,6 +81,10 @@ for path, mode in plan["files"]:
     os.makedirs(os.path.dirname(target), exist_ok=True)
     shutil.copyfile(os.path.join(source, path), target)
     os.chmod(target, mode)
+    if path.endswith(".py"):
+        # A third of a small link would be compiling this; the bytecode holds no time.
+        mode = py_compile.PycInvalidationMode.UNCHECKED_HASH
+        py_compile.compile(target, dfile="/" + path, doraise=True, invalidation_mode=mode)
 for path, target in plan["links"]:
     path = os.path.join(root, path)
     os.makedirs(os.path.dirname(path), exist_ok=True)

@@ -13,8 +13,6 @@ from __future__ import annotations
 import os
 import sys
 
-from uklimg.toolchain import response
-
 COMPILERS = {"gcc": "/usr/bin/gcc", "cc": "/usr/bin/gcc", "g++": "/usr/bin/g++", "c++": "/usr/bin/g++"}
 
 
@@ -99,7 +97,11 @@ def command(args: list[str]) -> tuple[list[str], bool]:
 
     Response files are opened only to see what they say; they are passed on unless something in them must change.
     """
-    words = response.expand(args) if any(arg.startswith("@") for arg in args) else args
+    words = args
+    if any(arg.startswith("@") for arg in args):
+        from uklimg.toolchain import response  # rare, and every compilation would pay for the import
+
+        words = response.expand(args)
     options, files = options_and_files(words)
     seen = set(options)
     query = any(option.startswith(QUERIES) for option in options)

@@ -11,7 +11,7 @@ is kept for LINK to tell.
 from __future__ import annotations
 
 import os
-import subprocess
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,8 +20,8 @@ from pathlib import Path
 from uklimg.toolchain import archives, elf, ldargs, response, store
 
 FALLBACK_FOLDER = "/usr/bin"
-# Links of configure's and CMake's and Meson's own checks: by the hundred, and nobody makes a unikernel of them.
-CHECKS = ("conftest", "cmTC_", "sanitycheck")
+# Checks of configure (Autoconf's and nginx'), CMake and Meson: by the hundred, and nobody makes a unikernel of one.
+CHECKS = ("conftest", "cmTC_", "sanitycheck", "autotest")
 CHECK_FOLDERS = ("/CMakeFiles/", "/meson-private/")
 LTO_OUTPUT = "'-flinker-output=nolto-rel'"
 REPORT = 4000  # characters of the linker's message kept as a reason
@@ -58,11 +58,27 @@ class Done:
 
 
 def run(cmd: Sequence[str], environment: Mapping[str, str] | None = None) -> Done:
-    """Run a linker. Open descriptors are handed on: one may be make's job server, which LTO uses."""
-    with response.shortened(cmd) as words:
-        done = subprocess.run(words, env=environment, check=False, capture_output=True, close_fds=False)
-    status = 128 - done.returncode if done.returncode < 0 else done.returncode
-    return Done(status, done.stdout, done.stderr)
+    """Run a linker (an absolute path) and wait. Open descriptors are handed on: one may be make's job server.
+
+    Without the subprocess module, whose import costs as much as a small link.
+    """
+    output, errors = (os.memfd_create(name) for name in ("output", "errors"))
+    actions = [(os.POSIX_SPAWN_DUP2, output, 1), (os.POSIX_SPAWN_DUP2, errors, 2)]
+    try:
+        with response.shortened(cmd) as words:
+            variables = os.environ if environment is None else environment
+            child = os.posix_spawn(words[0], words, variables, file_actions=actions, setsigdef=[signal.SIGPIPE])
+            status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        return Done(128 - status if status < 0 else status, _content(output), _content(errors))
+    finally:
+        os.close(output)
+        os.close(errors)
+
+
+def _content(file: int) -> bytes:
+    os.lseek(file, 0, os.SEEK_SET)
+    with open(file, "rb", closefd=False) as stream:
+        return stream.read()
 
 
 def lto_environment(environment: Mapping[str, str]) -> dict[str, str]:
