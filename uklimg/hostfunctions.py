@@ -23,7 +23,7 @@ ROOTFS_TAR = "rootfs.tar"
 
 @dataclass(frozen=True)
 class HostJob:
-    """``inputs`` by name; ``out`` and ``work`` are empty folders on the store's disk, ``work`` for what is temporary."""
+    """``inputs`` by name; ``out`` and ``work`` (for what is temporary) are empty folders on the store's disk."""
 
     params: JSON
     inputs: Mapping[str, Path]

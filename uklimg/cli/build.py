@@ -1,0 +1,71 @@
+"""uklimg build: a Uklfile becomes an image in the store."""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from uklimg.cli import options, plan
+from uklimg.cli.host import Host
+from uklimg.console import Console, console
+from uklimg.errors import InternalError, UserError
+from uklimg.events import Note
+from uklimg.ref import Reference
+
+NAME = "build"
+HELP = "build an image from a Uklfile"
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    options.add_build(parser)
+    parser.add_argument("-t", "--tag", metavar="REF", action="append", default=[], help="a name for the image")
+    parser.add_argument("--no-cache", action="store_true", help="run every step, whatever the store has")
+    parser.add_argument("--plan", action="store_true", help="say what would run, and run nothing")
+    parser.add_argument("--jobs", type=int, metavar="N", default=0, help="processors that steps may use (all)")
+    options.add_progress(parser)
+    options.add_format(parser)
+
+
+def run(args: argparse.Namespace, host: Host) -> int:
+    names = [Reference.parse(text) for text in args.tag]
+    for name in names:
+        if name.digest is not None:
+            raise UserError(f"-t {name}: a digest is no name", hint="NAME:TAG")
+    if args.jobs:
+        _limit_processors(args.jobs)
+    if args.plan:
+        return plan.run(args, host)
+    with console(args.progress, host.stderr) as sink:
+        return _build(args, host, names, sink)
+
+
+def _build(args: argparse.Namespace, host: Host, names: list[Reference], sink: Console) -> int:
+    project = options.project_of(args, host)
+    store = host.store(sink)
+    with store.session():
+        found = options.resolved(project, host, store, sink, locked=args.locked, offline=args.offline)
+        made = options.planned(args, project, found)
+        executor = host.executor(store, sink, offline=args.offline)
+        built = executor.run(made.graph, made.places, again=args.no_cache)
+        root = built.result.root
+        tags = [str(name) for name in names] or ([] if args.target else [project.default_name])
+        if args.target and names:
+            raise UserError(f"--target={args.target} makes no image that could be named", hint="leave out -t")
+        for tag in tags:
+            store.tag(tag, root)
+    sink(Note(f"{len(built.ran)} of {len(made.graph.steps)} steps ran"))
+    if args.format == "json":
+        options.print_json(host, {"digest": str(root.digest), "tags": tags, "ran": list(built.ran)})
+    else:
+        host.print(" ".join([*tags, str(root.digest)]))
+    return 0
+
+
+def _limit_processors(count: int) -> None:
+    """Steps inherit our processors, and `nproc` in them counts those; keys do not know of it."""
+    if count < 1:
+        raise UserError("--jobs wants a number greater than 0")
+    there = sorted(os.sched_getaffinity(0))
+    if not there:
+        raise InternalError("no processor to run on")
+    os.sched_setaffinity(0, there[:count])

@@ -1,0 +1,105 @@
+"""The entry point: reads the command line, runs a verb, prints errors, and is the only place that exits."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import traceback
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import FrameType, ModuleType
+from typing import NoReturn, TextIO
+
+from uklimg import __version__
+from uklimg.cli import build, du, images, inspect, lock, plan, prune, pull, push, rmi, run, tag
+from uklimg.cli.host import Host
+from uklimg.console import clean
+from uklimg.errors import ExitCode, UklimgError
+from uklimg.settings import DEBUG_VARIABLE, NAME, read_settings
+
+VERBS: tuple[ModuleType, ...] = (build, run, plan, lock, images, inspect, tag, rmi, push, pull, du, prune)
+
+
+def entry() -> NoReturn:
+    """The console script."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
+    sys.exit(main(sys.argv[1:], os.environ, Path.cwd(), os.getuid(), sys.stdout, sys.stderr))
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
+    """Ended politely, whoever asks: steps are stopped and nothing half-made stays."""
+    raise KeyboardInterrupt
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        prog=NAME, description="Build, ship and run Linux unikernels from a Uklfile.", allow_abbrev=False
+    )
+    top.add_argument("--version", action="version", version=f"{NAME} {__version__}")
+    top.add_argument("--store", metavar="DIR", default="", help="the folder of images and cached steps")
+    verbs = top.add_subparsers(title="commands", metavar="COMMAND", dest="verb", required=True)
+    for module in VERBS:
+        verb = verbs.add_parser(module.NAME, help=module.HELP, description=module.HELP, allow_abbrev=False)
+        module.add(verb)
+        verb.set_defaults(function=module.run)
+    return top
+
+
+def main(argv: Sequence[str], environ: Mapping[str, str], cwd: Path, uid: int, stdout: TextIO, stderr: TextIO) -> int:
+    """Run one command and return its exit status; raises SystemExit only for usage errors and --help."""
+    args = parser().parse_args(argv)
+    failed = ExitCode.RUN_FAILED if args.verb == run.NAME else None
+    state = Path("/tmp")
+    try:
+        settings = read_settings(environ, cwd, store=args.store)
+        state = settings.state
+        status = args.function(args, Host(environ, cwd, uid, stdout, stderr, settings))
+        stdout.flush()
+        return int(status)
+    except UklimgError as error:
+        _print_error(error, stderr)
+        interrupted = error.exit_code == ExitCode.INTERRUPTED
+        return int(error.exit_code if failed is None or interrupted else failed)
+    except KeyboardInterrupt:
+        _say(stderr, f"{NAME}: interrupted")
+        return int(ExitCode.INTERRUPTED)
+    except BrokenPipeError:
+        # Whoever read us is gone (`uklimg images | head`): end quietly, and keep Python from flushing again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stdout.fileno())
+        return int(ExitCode.OK)
+    except Exception as error:
+        if environ.get(DEBUG_VARIABLE):
+            traceback.print_exc(file=stderr)
+        _say(stderr, f"{NAME}: bug: {type(error).__name__}: {error} ({_keep_traceback(state)})".replace("\n", " "))
+        return int(ExitCode.BUG if failed is None else failed)
+
+
+def _print_error(error: UklimgError, stderr: TextIO) -> None:
+    if error.detail:
+        _say(stderr, error.detail)
+    for line in error.line().splitlines():
+        _say(stderr, f"{NAME}: {line}")
+
+
+def _say(stderr: TextIO, text: str) -> None:
+    try:
+        for line in text.splitlines():
+            stderr.write(f"{clean(line)}\n")
+        stderr.flush()
+    except (OSError, ValueError):
+        return  # nobody listens; the exit status says it too
+
+
+def _keep_traceback(state: Path) -> str:
+    """Write the traceback to a file; says where it is."""
+    path = state / f"traceback-{uuid.uuid4().hex[:8]}.txt"
+    try:
+        state.mkdir(parents=True, exist_ok=True)
+        path.write_text(traceback.format_exc(), encoding="utf-8")
+    except OSError:
+        return f"{DEBUG_VARIABLE}=1 shows where"
+    return f"please report it with {path}"

@@ -1,0 +1,144 @@
+"""Options and helpers that several verbs share."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+from uklimg import oci
+from uklimg.cli.host import Host
+from uklimg.console import PROGRESS
+from uklimg.digest import JSON, Digest
+from uklimg.errors import ExitCode, ToolError, UserError
+from uklimg.events import Note, Sink
+from uklimg.plan import Options, Plan
+from uklimg.project import (
+    Project,
+    open_project,
+    parse_build_args,
+    plan_project,
+    resolve_project,
+    write_lock,
+)
+from uklimg.ref import Reference
+from uklimg.resolve import ResolvedSpec
+from uklimg.resolver import HostResolver
+from uklimg.store import Store
+
+DEFAULT_FILE = "Uklfile"
+
+
+def add_project(parser: argparse.ArgumentParser) -> None:
+    """What names a Uklfile and says how to read it."""
+    parser.add_argument("-f", "--file", metavar="FILE", default="", help="the Uklfile (default: CONTEXT/Uklfile)")
+    parser.add_argument(
+        "--build-arg", metavar="NAME=VALUE", action="append", default=[], help="the value of an ARG of the Uklfile"
+    )
+    parser.add_argument("context", metavar="CONTEXT", nargs="?", default=".", help="folder of the build context (.)")
+
+
+def add_build(parser: argparse.ArgumentParser) -> None:
+    """What `build` and `plan` share beyond that."""
+    add_project(parser)
+    parser.add_argument("--locked", action="store_true", help="use what Uklfile.lock has, and never write it")
+    parser.add_argument("--offline", action="store_true", help="use no network at all")
+    parser.add_argument("--target", metavar="STAGE", default="", help="stop at this build stage")
+    # For developers of kernel patches: a series' further configuration fragments, as in --kernel-config debug.
+    parser.add_argument(
+        "--kernel-config", metavar="NAME", action="append", default=[], help=argparse.SUPPRESS, dest="kernel_configs"
+    )
+
+
+def add_progress(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--progress", choices=PROGRESS, default="auto", help="how progress is shown (auto)")
+
+
+def add_format(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--format", choices=("text", "json"), default="text", help="how the result is printed (text)")
+
+
+def print_json(host: Host, value: JSON) -> None:
+    host.print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def project_of(args: argparse.Namespace, host: Host) -> Project:
+    context = host.path(args.context)
+    uklfile = host.path(args.file) if args.file else context / DEFAULT_FILE
+    shown = args.file or (DEFAULT_FILE if args.context == "." else str(Path(args.context) / DEFAULT_FILE))
+    return open_project(uklfile, context, parse_build_args(args.build_arg, host.environ), host.data(), shown)
+
+
+def resolved(
+    project: Project, host: Host, store: Store, sink: Sink, *, locked: bool = False, offline: bool = False
+) -> ResolvedSpec:
+    """Resolve, and write what the lock lacked unless it is ``locked``."""
+    for place, text in project.spec.warnings:
+        sink(Note(f"{place}: {text}", warning=True))
+    opened: AbstractContextManager[HostResolver | None]
+    opened = nullcontext() if locked or offline else host.resolver(store, sink)
+    with opened as resolver:
+        found = resolve_project(project, host.data(), resolver)
+    if not locked and found.lock != project.lock:
+        write_lock(project.lock_path, found.lock)
+        sink(Note(f"wrote {project.lock_path}"))
+    return found
+
+
+def planned(args: argparse.Namespace, project: Project, found: ResolvedSpec) -> Plan:
+    if args.target in ("ukl", "linux") and args.target not in {stage.name for stage in project.spec.stages}:
+        if args.target == "linux":
+            raise UserError("this version of uklimg cannot build the plain Linux twin yet")
+        args.target = ""
+    return plan_project(project, found, Options(args.target, tuple(args.kernel_configs)))
+
+
+def find_image(text: str, store: Store) -> tuple[str, oci.Descriptor] | None:
+    """An image of the store by name, by name and digest, or by ``[sha256:]`` and the first digits of its digest.
+
+    None when there is none; UserError when the digits fit several.
+    """
+    tags = store.tags()
+    digits = text.removeprefix("sha256:")
+    if len(digits) >= 6 and all(char in "0123456789abcdef" for char in digits) and f"{text}:latest" not in tags:
+        fitting = {entry.digest: (name, entry) for name, entry in tags.items() if entry.digest.hex.startswith(digits)}
+        if len(fitting) > 1:
+            raise UserError(f"{text} is the beginning of several images' digests", hint="give more digits")
+        if fitting:
+            return next(iter(fitting.values()))
+        if text.startswith("sha256:"):
+            return _untagged(text, store)
+    ref = Reference.parse(text)
+    if ref.digest is None:
+        entry = tags.get(str(ref))
+        return (str(ref), entry) if entry is not None else None
+    for name, entry in tags.items():
+        if entry.digest == ref.digest and Reference.parse(name).name == ref.name:
+            return name, entry
+    return None
+
+
+def _untagged(text: str, store: Store) -> tuple[str, oci.Descriptor] | None:
+    """An image that a build left in the store, though its tag has moved on."""
+    try:
+        digest = Digest.parse(text)
+    except ValueError:
+        return None
+    if not store.has(digest):
+        return None
+    data = store.read_blob(digest)
+    return text, oci.Descriptor.of(oci.parse_index_or_manifest(data, text).media_type, data)
+
+
+def image_of(text: str, store: Store) -> tuple[str, oci.Descriptor]:
+    """As ``find_image``; ToolError NOT_FOUND when there is none."""
+    found = find_image(text, store)
+    if found is None:
+        names = ", ".join(store.tags()) or "none"
+        raise ToolError(f"no image {text} in the store", hint=f"there is {names}", exit_code=ExitCode.NOT_FOUND)
+    return found
+
+
+def read_image(store: Store, root: oci.Descriptor) -> oci.Image:
+    return oci.read_image(lambda blob: store.read_blob(blob.digest), root)

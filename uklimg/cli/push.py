@@ -1,0 +1,31 @@
+"""uklimg push: an image of the store to a registry."""
+
+from __future__ import annotations
+
+import argparse
+
+from uklimg.cli import options
+from uklimg.cli.host import Host
+from uklimg.console import console
+from uklimg.ref import Reference
+from uklimg.remote import client
+
+NAME = "push"
+HELP = "send an image to a registry"
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("ref", metavar="REF", help="an image of the store")
+    parser.add_argument("to", metavar="TO", nargs="?", default="", help="HOST/NAME[:TAG], when REF names no registry")
+    options.add_progress(parser)
+
+
+def run(args: argparse.Namespace, host: Host) -> int:
+    target = Reference.parse(args.to or args.ref).on_registry()
+    with console(args.progress, host.stderr) as sink:
+        store = host.store(sink)
+        with store.session():
+            _, root = options.image_of(args.ref, store)
+            client.push(target, root, store, client.connect(target, host.environ, host.uid), sink)
+    host.print(f"{target.name}@{root.digest}")
+    return 0

@@ -1,0 +1,153 @@
+"""uklimg run: boot an image, and end as its program ends."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from uklimg import oci
+from uklimg.cli import options
+from uklimg.cli.host import Host
+from uklimg.console import Console, console
+from uklimg.errors import CorruptError, UserError
+from uklimg.events import Note
+from uklimg.graph import Kind
+from uklimg.guest.config import DEFAULT_GRACE
+from uklimg.ref import Reference
+from uklimg.remote import client
+from uklimg.runner.accel import find_accel, host_tsc_khz
+from uklimg.runner.launch import launch
+from uklimg.runner.machine import Accel, MachineType
+from uklimg.runner.network import parse_forward
+from uklimg.runner.qemu import Qemu
+from uklimg.runner.request import RunOptions, configure, parse_bind
+from uklimg.runner.stops import Stops
+from uklimg.spec.values import BadValueError, memory
+from uklimg.store import StepResult, Store
+
+NAME = "run"
+HELP = "boot an image in a virtual machine"
+VMLINUX, BZIMAGE = "vmlinux", "bzimage"
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-p", "--publish", metavar="HOST:GUEST", action="append", default=[], help="forward a port")
+    parser.add_argument("-m", "--memory", metavar="SIZE", default="", help="memory, as in 512M (the image's)")
+    parser.add_argument("--cpus", type=int, metavar="N", default=0, help="processors (the image's)")
+    parser.add_argument("-v", "--volume", metavar="HOST:GUEST", action="append", default=[], help="mount a folder")
+    parser.add_argument("-e", "--env", metavar="NAME=VALUE", action="append", default=[], help="set a variable")
+    parser.add_argument("--rm", action="store_true", help="accepted and always true: nothing stays behind")
+    parser.add_argument("--boot", choices=(VMLINUX, BZIMAGE), default=VMLINUX, help="which kernel file (vmlinux)")
+    parser.add_argument("--accel", choices=("auto", *(accel.value for accel in Accel)), default="auto")
+    parser.add_argument("--machine", choices=tuple(kind.value for kind in MachineType), default=MachineType.Q35.value)
+    parser.add_argument("--no-network", action="store_true", help="give the guest no network device")
+    parser.add_argument("--cmdline", metavar="TEXT", default="", help="further kernel parameters")
+    parser.add_argument("--stop-timeout", type=int, metavar="SECONDS", default=DEFAULT_GRACE)
+    parser.add_argument("-i", "--interactive", action="store_true", help="connect standard input to the console")
+    parser.add_argument("--verbose", action="store_true", help="show the kernel's messages")
+    parser.add_argument("--gdb", metavar="ADDRESS", default="", help="serve a debugger, as in tcp:127.0.0.1:1234")
+    parser.add_argument("ref", metavar="REF", help="name or digest of an image")
+    parser.add_argument("arguments", metavar="ARG", nargs=argparse.REMAINDER, help="in place of the image's command")
+
+
+def run(args: argparse.Namespace, host: Host) -> int:
+    wanted = run_options(args, host)
+    qemu, env = Qemu(), host.env
+    with console("auto", host.stderr) as sink:
+        store = host.store(sink)
+        image = _image(args.ref, host, store, sink)
+        vmlinux, initrd = boot_file(store, image, oci.VMLINUX), boot_file(store, image, oci.INITRAMFS)
+        kernel = vmlinux if args.boot == VMLINUX else boot_file(store, image, oci.BZIMAGE)
+        if args.accel == "auto":
+            state = host.settings.state / "accel.json"
+            accel = find_accel(qemu, vmlinux, state=state, env=env, note=lambda text: sink(Note(text))).accel
+        else:
+            accel = Accel(args.accel)
+    machine, guest = configure(image.run, kernel, initrd, replace(wanted, accel=accel))
+    with Stops() as stops:
+        stdin = sys.stdin.fileno() if args.interactive else None
+        return launch(qemu, machine, guest, env=env, show=_writer(host), stops=stops, stdin=stdin).code
+
+
+def run_options(args: argparse.Namespace, host: Host) -> RunOptions:
+    """What the command line asks for; raises UserError."""
+    if args.cpus < 0 or args.stop_timeout < 0:
+        raise UserError("--cpus and --stop-timeout want a number greater than 0")
+    type_ = MachineType(args.machine)
+    return RunOptions(
+        arguments=tuple(args.arguments),
+        env=dict(_variable(text, host) for text in args.env),
+        forwards=tuple(parse_forward(text) for text in args.publish),
+        binds=tuple(parse_bind(text, host.cwd) for text in args.volume),
+        memory=_memory(args.memory) if args.memory else 0,
+        cpus=args.cpus,
+        type=type_,
+        no_network=args.no_network,
+        cmdline=args.cmdline,
+        grace=args.stop_timeout,
+        verbose=args.verbose,
+        gdb=args.gdb,
+        tsc_khz=host_tsc_khz(_cpuinfo()) if type_ is MachineType.MICROVM else 0,
+    )
+
+
+def _cpuinfo() -> str:
+    try:
+        return Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return ""
+
+
+def _memory(text: str) -> int:
+    try:
+        return memory(text)
+    except BadValueError as error:
+        raise UserError(f"-m: {error}", hint=error.hint) from error
+
+
+def _variable(text: str, host: Host) -> tuple[str, str]:
+    """``NAME=VALUE``, or ``NAME`` for this machine's value, as Docker has it."""
+    name, equals, value = text.partition("=")
+    if not name or "\0" in text:
+        raise UserError(f"{text!r} is not a variable", hint="-e NAME=VALUE")
+    return name, value if equals else host.environ.get(name, "")
+
+
+def _image(text: str, host: Host, store: Store, sink: Console) -> oci.Image:
+    """The store's image; one that it lacks and that names a registry is pulled first."""
+    found = options.find_image(text, store)
+    if found is None and Reference.parse(text).host:
+        ref = Reference.parse(text)
+        sink(Note(f"{ref} is not in the store: pulling it"))
+        with store.session():
+            found = str(ref), client.pull(ref, store, client.connect(ref, host.environ, host.uid), sink)
+    root = found[1] if found is not None else options.image_of(text, store)[1]
+    return options.read_image(store, root)
+
+
+def boot_file(store: Store, image: oci.Image, role: str) -> Path:
+    """A file of the image, unpacked once in the store. The layer's bytes are checked each time: CorruptError."""
+    layer = image.file(role)
+    store.verified_path(layer.digest)
+    tree = store.tree(StepResult(layer.digest, Kind.TREE, layer, (layer,)))
+    path = tree / oci.PATHS[role].lstrip("/")
+    if path.is_symlink() or not path.is_file():
+        raise CorruptError(f"the layer {layer.digest} of the image holds no {oci.PATHS[role]}")
+    return path
+
+
+def _writer(host: Host) -> Callable[[bytes], object]:
+    """Where the guest's console goes: standard output as it is."""
+    binary = getattr(host.stdout, "buffer", None)
+
+    def show(data: bytes) -> None:
+        if binary is None:
+            host.stdout.write(data.decode("utf-8", "replace"))
+        else:
+            binary.write(data)
+        host.stdout.flush()
+
+    return show

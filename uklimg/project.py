@@ -1,0 +1,97 @@
+"""A Uklfile with its lock and its build context, from files to a plan."""
+
+from __future__ import annotations
+
+import os
+import re
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from uklimg.assets import read_assets
+from uklimg.context import BuildContext, open_context, read_text
+from uklimg.data import Data
+from uklimg.errors import Location, ToolError, UserError
+from uklimg.graph import ContextTree
+from uklimg.lock import LOCK_NAME, Lock, format_lock, parse_lock
+from uklimg.plan import Options, Plan, plan
+from uklimg.ref import Reference
+from uklimg.resolve import ResolvedSpec, Resolver, resolve
+from uklimg.spec import SeriesInfo, Spec, build_spec
+from uklimg.uklfile.parser import parse
+
+TITLE = "org.opencontainers.image.title"
+
+
+@dataclass(frozen=True)
+class Project:
+    """``lock_path`` is the Uklfile.lock next to the Uklfile; ``lock`` what it says, empty when it is not there."""
+
+    spec: Spec
+    context: BuildContext
+    lock_path: Path
+    lock: Lock
+
+    @property
+    def default_name(self) -> str:
+        """How the image is called when nobody says: its title, else the context's folder."""
+        for text in (dict(self.spec.image.labels).get(TITLE, ""), self.context.root.name):
+            name = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+            if name:
+                return str(Reference.parse(name))
+        return str(Reference.parse("image"))
+
+
+def open_project(uklfile: Path, context: Path, build_args: Mapping[str, str], data: Data, shown: str = "") -> Project:
+    """Read everything. ``shown`` is the Uklfile's name in messages. UserErrors for whatever is wrong with it."""
+    opened = open_context(context, uklfile)
+    tree = parse(read_text(uklfile), shown or str(uklfile))
+    series = {name: SeriesInfo(name, data.kernel(name).definition.ukl) for name in data.kernels()}
+    spec = build_spec(tree, build_args=build_args, base_images=data.base_images(), series=series)
+    lock_path = uklfile.with_name(LOCK_NAME)
+    lock = parse_lock(read_text(lock_path), str(lock_path)) if lock_path.exists() else Lock()
+    return Project(spec, opened, lock_path, lock)
+
+
+def resolve_project(project: Project, data: Data, resolver: Resolver | None) -> ResolvedSpec:
+    """With everything known by digest; see ``uklimg.resolve.resolve``."""
+    return resolve(project.spec, project.lock, data, resolver)
+
+
+def plan_project(project: Project, resolved: ResolvedSpec, options: Options) -> Plan:
+    def select(sources: Sequence[str], exclude: Sequence[str], place: Location) -> ContextTree:
+        return project.context.select(sources, exclude=exclude, location=place).tree
+
+    return plan(resolved, select, read_assets(), options)
+
+
+def parse_build_args(words: Sequence[str], environ: Mapping[str, str]) -> Mapping[str, str]:
+    """--build-arg's ``NAME=value``, or ``NAME`` alone for the environment's value, as Docker has it."""
+    found: dict[str, str] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not name:
+            raise UserError(f"{word!r} is not a build argument", hint="--build-arg NAME=value")
+        if equals:
+            found[name] = value
+        elif name in environ:
+            found[name] = environ[name]
+        else:
+            raise UserError(f"the environment has no {name}", hint=f"--build-arg {name}=value")
+    return found
+
+
+def write_lock(path: Path, lock: Lock) -> None:
+    """Replace the file, so that a reader sees the old lock or the new one."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        with temporary.open("x", encoding="utf-8") as file:
+            file.write(format_lock(lock))
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(path)
+    except OSError as error:
+        raise ToolError(f"cannot write {path}: {error.strerror}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
