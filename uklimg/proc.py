@@ -65,6 +65,7 @@ _HOST_VARIABLES = (
     *("HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY", "ALL_PROXY", "NO_PROXY"),
     *("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"),
 )
+_SBIN = ["/usr/local/sbin", "/usr/sbin", "/sbin"]
 _SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -75,7 +76,7 @@ def host_env(environ: Mapping[str, str], **extra: str) -> dict[str, str]:
     are part of PATH even when the user's lacks them.
     """
     env = {name: environ[name] for name in _HOST_VARIABLES if name in environ}
-    folders = [*environ.get("PATH", "").split(":"), *_SYSTEM_PATH.split(":")]
+    folders = environ.get("PATH", "").split(":") + _SBIN if environ.get("PATH") else [_SYSTEM_PATH]
     env["PATH"] = ":".join(dict.fromkeys(folder for folder in folders if folder))
     env["LC_ALL"] = "C.UTF-8"
     env.update(extra)

@@ -26,7 +26,7 @@ def test_host_env_passes_only_what_tools_need() -> None:
     }
     env = proc.host_env(environ, EXTRA="1")
     assert env == {
-        "PATH": "/opt/bin:/usr/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/sbin:/bin",
+        "PATH": "/opt/bin:/usr/bin:/usr/local/sbin:/usr/sbin:/sbin",
         "HOME": "/home/u",
         "https_proxy": "http://proxy.invalid:3128",
         "SSL_CERT_FILE": "/ca.pem",

@@ -16,122 +16,40 @@ import threading
 import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, cast
 
 from uklimg import locks, oci, proc
 from uklimg.digest import Digest
-from uklimg.engine.base import ENGINE_PATHS, HOSTNAME, OUT, Job, JobResult, Line, Mount, Rootfs, step_env
+from uklimg.engine.base import ENGINE_PATHS, OUT, Job, JobResult, Line, Mount, Rootfs
+from uklimg.engine.commands import (
+    CHROOT,
+    LOG,
+    OCI,
+    PROBE_STATUS,
+    RUNTIME,
+    Isolation,
+    Storage,
+    buildah_cmd,
+    from_cmd,
+    probe_job,
+    run_cmd,
+)
+from uklimg.engine.output import Follower
 from uklimg.errors import CorruptError, ExitCode, ToolError
 from uklimg.graph import Kind
 
-OCI = "oci"
-CHROOT = "chroot"
-_ISOLATIONS = (OCI, CHROOT)
 _DRIVERS = ("overlay", "vfs")
+_POLL = 0.1  # seconds between looks at a step's log
 _IMAGE = "localhost/uklimg"
 _COMMIT = "localhost/uklimg-commit"
 _GZIP = f"{oci.LAYER}+gzip"
-_PROBE_STATUS = 7
-# The same on every host; the hard limit below what any host grants.
-_ULIMITS = ("nofile=1024:4096",)
 
 # What buildah and its helpers say about the end of a command, beside what the command said.
 _NOISE = re.compile(
     r"Error: (while running runtime: )?exit status \d+"
     r"|subprocess exited with status \d+|(container|subprocess) exited on \w+"
 )
-
-# In the step's own mount namespace, before buildah starts there: chroot isolation hands the host's /dev and /sys
-# through, so they are replaced by what a container has.
-_PRIVATE_DEV = """
-new=$1; shift
-mount -t tmpfs -o mode=755,nosuid tmpfs "$new"
-for node in null zero full random urandom tty; do
-    : > "$new/$node"
-    mount --bind "/dev/$node" "$new/$node"
-done
-mkdir "$new/pts" "$new/shm"
-mount -t devpts -o newinstance,ptmxmode=0666,mode=0620 devpts "$new/pts"
-mount -t tmpfs -o mode=1777,nosuid,nodev tmpfs "$new/shm"
-ln -s pts/ptmx "$new/ptmx"
-ln -s /proc/self/fd "$new/fd"
-ln -s /proc/self/fd/0 "$new/stdin"
-ln -s /proc/self/fd/1 "$new/stdout"
-ln -s /proc/self/fd/2 "$new/stderr"
-mount --move "$new" /dev
-mount -t tmpfs -o ro tmpfs /sys
-exec "$@"
-"""
-
-
-@dataclass(frozen=True)
-class Storage:
-    """Where buildah keeps its things. ``rootless`` when we are an ordinary user."""
-
-    root: Path
-    driver: str
-    rootless: bool = False
-
-    @property
-    def folder(self) -> Path:
-        return self.root / self.driver
-
-
-def buildah_cmd(storage: Storage, *args: str) -> list[str]:
-    """buildah with our storage; an ordinary user enters his user namespace first."""
-    command = [
-        "buildah",
-        *("--root", str(storage.folder / "root")),
-        *("--runroot", str(storage.folder / "run")),
-        *("--storage-driver", storage.driver),
-    ]
-    enter = [*command, "unshare", "--"] if storage.rootless else []
-    return [*enter, *command, *args]
-
-
-def from_cmd(storage: Storage, container: str, image: str, *, network: bool) -> list[str]:
-    """Make the container ``container`` of an image in the storage."""
-    limits = [word for limit in _ULIMITS for word in ("--ulimit", limit)]
-    dns = [] if network else ["--dns", "none"]
-    return buildah_cmd(
-        storage, "from", "--quiet", "--pull=never", "--http-proxy=false", *limits, *dns, "--name", container, image
-    )
-
-
-def run_cmd(
-    storage: Storage,
-    container: str,
-    isolation: str,
-    argv: Sequence[str],
-    job: Job,
-    mounts: Sequence[Mount],
-    dev: Path,
-) -> list[str]:
-    """Run ``argv`` in ``container`` the way ``job`` wants it. ``dev`` is an empty folder, for chroot isolation."""
-    namespaces = ["--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--ipc", "--uts"]
-    if not job.network:
-        namespaces.append("--net")
-    args = ["run", "--isolation", isolation, "--hostname", HOSTNAME, "--no-hosts"]
-    prepare: list[str] = []
-    if isolation == OCI:
-        args += ["--runtime", "runc", "--network", "host" if job.network else "none"]
-    else:
-        prepare = ["sh", "-ec", _PRIVATE_DEV, "sh", str(dev)]
-    args += ["--user", "0:0" if job.user == "root" else job.user, "--workingdir", job.workdir]
-    for mount in mounts:
-        args += ["--volume", f"{mount.source}:{mount.target}:{'ro' if mount.read_only else 'rw'}"]
-    for name, value in sorted(step_env(job.env).items()):
-        args += ["--env", f"{name}={value}"]
-    inner = buildah_cmd(Storage(storage.root, storage.driver), *args, container, "--", *argv)
-    command = ["unshare", *namespaces, "--", *prepare, *inner]
-    return [*buildah_cmd(storage, "unshare", "--"), *command] if storage.rootless else command
-
-
-def probe_job(job: Job) -> Job:
-    """A job that shows whether an isolation works at all; it ends with ``_PROBE_STATUS``."""
-    return Job(job.name, job.rootfs, ("/bin/sh", "-c", f"exit {_PROBE_STATUS}"), job.output, job.log)
 
 
 class BuildahEngine:
@@ -144,10 +62,16 @@ class BuildahEngine:
         self._root = root.absolute()
         self._live = self._root / "live"
         self._environ = environ
-        self._isolation = isolation
+        self._allowed = (isolation,) if isolation else (OCI, CHROOT)
+        self._isolation: Isolation | None = None
         self._storage: Storage | None = None
         self._setup_lock = threading.Lock()
         self._probe_lock = threading.Lock()
+
+    @property
+    def isolation(self) -> str | None:
+        """The isolation that works here; None before the first step."""
+        return self._isolation.name if self._isolation else None
 
     # Contract of Engine
 
@@ -162,7 +86,9 @@ class BuildahEngine:
             if job.kind is Kind.TREE:
                 return JobResult()
             layer = self._export(storage, container, job, work)
-            return JobResult(layer, (*ENGINE_PATHS, *(mount.target.strip("/") for mount in job.mounts)))
+            return JobResult(
+                layer, (*ENGINE_PATHS, LOG.strip("/"), *(mount.target.strip("/") for mount in job.mounts))
+            )
 
     def prune(self, keep: Collection[Digest]) -> None:
         storage = self._ready()
@@ -187,7 +113,7 @@ class BuildahEngine:
 
     @property
     def _env(self) -> dict[str, str]:
-        env = proc.host_env({"PATH": self._environ.get("PATH", "")})
+        env = proc.host_env({"PATH": self._environ.get("PATH", "")}, TZ="UTC")
         env["HOME"] = str(self._root / "home")
         env["CONTAINERS_CONF"] = str(self._root / "containers.conf")
         env["CONTAINERS_STORAGE_CONF"] = str(self._root / "storage.conf")
@@ -306,87 +232,74 @@ class BuildahEngine:
 
     # Running
 
-    def _working_isolation(self, storage: Storage, container: str, job: Job, work: Path) -> str:
+    def _working_isolation(self, storage: Storage, container: str, job: Job, work: Path) -> Isolation:
         """The first isolation that really runs a command here; found out once a process."""
         with self._probe_lock:
+            failures = []
+            for name in self._allowed if self._isolation is None else ():
+                reason = self._probe(storage, container, job, work, name)
+                if reason is None:
+                    break
+                failures.append(f"{name}: {reason}")
             if self._isolation is None:
-                failures = []
-                for isolation in _ISOLATIONS:
-                    probe = probe_job(job)
-                    argv = run_cmd(storage, container, isolation, probe.argv, probe, (), _dev(work))
-                    result = self._buildah(argv, check=False)
-                    if result.status == _PROBE_STATUS:
-                        self._isolation = isolation
-                        break
-                    failures.append(f"{isolation}: {result.tail}")
-                else:
-                    raise ToolError("no container can run here", detail="\n".join(failures))
+                raise ToolError("no container can run here", detail="\n".join(failures))
             return self._isolation
+
+    def _probe(self, storage: Storage, container: str, job: Job, work: Path, name: str) -> str | None:
+        """Remember the isolation ``name`` if it works, else say why not."""
+        try:
+            isolation = Isolation(name, str(proc.find(RUNTIME, self._env)) if name == OCI else "")
+        except ToolError as error:
+            return error.line()
+        probe = probe_job(job, work / f"probe-{name}")
+        mounts = _nameable((_log_mount(probe),), work)
+        result = self._buildah(run_cmd(storage, container, isolation, probe, mounts, _dev(work)), check=False)
+        if result.status != PROBE_STATUS:
+            return result.tail
+        self._isolation = isolation
+        return None
 
     def _execute(
         self,
         storage: Storage,
         container: str,
-        isolation: str,
+        isolation: Isolation,
         job: Job,
         work: Path,
         on_line: Line,
         cancel: threading.Event | None,
     ) -> None:
-        mounts = [*job.mounts]
+        mounts = [*job.mounts, _log_mount(job)]
         if job.kind is Kind.TREE:
             mounts.append(Mount(job.output, OUT, read_only=False))
-        argv = run_cmd(storage, container, isolation, job.argv, job, _nameable(mounts, work), _dev(work))
-        with job.log.open("w", encoding="utf-8") as log:
-
-            def write(line: str) -> None:
-                log.write(line + "\n")
-                on_line(line)
-
-            lines = _Lines(write)
-            result = proc.run(argv, env=self._env, on_line=lines, merge=True, check=False, cancel=cancel)
-            if result.status == 0:
-                lines.release()
+        argv = run_cmd(storage, container, isolation, job, _nameable(mounts, work), _dev(work))
+        said: list[str] = []
+        with Follower(job.log, on_line) as output:
+            with proc.spawn(argv, env=self._env, on_line=said.append, merge=True) as process:
+                while not process.ended(_POLL):
+                    output.poll()
+                    if cancel is not None and cancel.is_set():
+                        raise KeyboardInterrupt
+            result = process.completed()
+            output.poll()
+            if result.status != 0:
+                output.add(line for line in said if not _NOISE.fullmatch(line))
         if result.status != 0:
             raise ToolError(
                 f"{job.name}: the command {proc.describe(result.status)}; the whole log is {job.log}",
                 exit_code=ExitCode.STEP,
-                detail=lines.tail,
+                detail=output.tail,
             )
 
     def _buildah(self, argv: Sequence[str], *, cwd: Path | None = None, check: bool = True) -> proc.Completed:
         return proc.run(argv, env=self._env, cwd=cwd, check=check)
 
 
-class _Lines:
-    """Passes lines on, without those that buildah adds at the end of a failed command."""
-
-    def __init__(self, write: Line) -> None:
-        self._write = write
-        self._held: list[str] = []
-        self._last: list[str] = []
-
-    def __call__(self, line: str) -> None:
-        if _NOISE.fullmatch(line):
-            self._held.append(line)
-            return
-        self.release()
-        self._send(line)
-
-    def release(self) -> None:
-        """Pass on what was held back: the command said it after all."""
-        for line in self._held:
-            self._send(line)
-        self._held.clear()
-
-    def _send(self, line: str) -> None:
-        self._write(line)
-        self._last.append(line)
-        del self._last[: -proc.TAIL_LINES]
-
-    @property
-    def tail(self) -> str:
-        return "\n".join(self._last)
+def _log_mount(job: Job) -> Mount:
+    """The job's log, made empty, as the step's command finds it."""
+    job.log.write_bytes(b"")
+    job.log.chmod(0o644 if job.user == "root" else 0o666)
+    return Mount(job.log, LOG, read_only=False)
 
 
 def _opened(layer: Path, media_type: str) -> IO[bytes]:
@@ -403,9 +316,9 @@ def _dev(work: Path) -> Path:
 def _nameable(mounts: Sequence[Mount], work: Path) -> list[Mount]:
     """The same mounts; a source with a colon, which separates the parts of a volume, goes by a symbolic link."""
     result = []
-    for number, mount in enumerate(mounts):
+    for mount in mounts:
         if ":" in str(mount.source):
-            link = work / f"mount-{number}"
+            link = work / f"mount-{uuid.uuid4().hex}"
             link.symlink_to(mount.source)
             mount = Mount(link, mount.target, mount.read_only)
         result.append(mount)
