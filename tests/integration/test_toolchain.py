@@ -355,11 +355,12 @@ def test_library_without_an_archive_is_named(wrapper: Wrapper) -> None:
     assert not (wrapper.work / "main").exists()
 
 
-def test_unused_library_without_an_archive_does_no_harm(wrapper: Wrapper) -> None:
+@pytest.mark.parametrize("options", [[], ["-flto"]])
+def test_unused_library_without_an_archive_does_no_harm(wrapper: Wrapper, options: list[str]) -> None:
     make_shared(wrapper, "foo", "int foo(void) { return 1; }\n")
     wrapper.write(hello_c=HELLO)
     for library in ("-lfoo", "./libfoo.so"):
-        done = wrapper.try_run("ukl-gcc", "hello.c", "-L.", library, "-lnonexistent", "-o", "hello")
+        done = wrapper.try_run("ukl-gcc", *options, "hello.c", "-L.", library, "-lnonexistent", "-o", "hello")
         assert done.returncode == 0
         assert "note: hello is linked without libfoo libnonexistent" in done.stderr
         assert wrapper.same("hello") == "hello\n"
@@ -367,12 +368,13 @@ def test_unused_library_without_an_archive_does_no_harm(wrapper: Wrapper) -> Non
     assert wrapper.try_run("ukl-gcc", "hello.c", "-lnonexistent", "-o", "conftest").returncode == 1
 
 
-def test_archive_stands_in_for_a_shared_object(wrapper: Wrapper) -> None:
+@pytest.mark.parametrize("options", [[], ["-flto=auto", "-O2"]])
+def test_archive_stands_in_for_a_shared_object(wrapper: Wrapper, options: list[str]) -> None:
     make_shared(wrapper, "deep", "int deep(void) { return 21; }\n", archive=True)
     make_shared(wrapper, "mid", "int deep(void);\nint mid(void) { return deep(); }\n", "-L.", "-ldeep", archive=True)
     wrapper.write(main_c="int mid(void);\nint main(void) { return mid(); }\n")
     for library in ("-lmid", "./libmid.so", "libmid.so.1"):
-        wrapper.gcc("main.c", library, "-L.", "-Wl,-Bdynamic", "-o", "main")
+        wrapper.gcc(*options, "main.c", library, "-L.", "-Wl,-Bdynamic", "-o", "main")
         assert wrapper.try_run("./main").returncode == 21
         wrapper.same("main")
     system = wrapper.run("/usr/bin/gcc", "-print-file-name=libm.so").strip()
@@ -388,10 +390,12 @@ def test_failures_are_the_compilers_own(wrapper: Wrapper) -> None:
         ours, stock = wrapper.try_run("ukl-gcc", *args), wrapper.try_run("/usr/bin/gcc", *args)
         assert (ours.returncode, ours.stdout, ours.stderr) == (stock.returncode, stock.stdout, stock.stderr)
         assert ours.returncode != 0
-    done = wrapper.try_run("ukl-gcc", "undef.c", "-o", "undef")
-    assert done.returncode == 1
-    assert "undefined reference to `f'" in done.stderr
-    assert "ukl-ld" not in done.stderr
+    for options in ([], ["-flto"]):
+        done = wrapper.try_run("ukl-gcc", *options, "undef.c", "-o", "undef")
+        assert done.returncode == 1
+        assert "undefined reference to `f'" in done.stderr
+        assert "ukl-ld" not in done.stderr
+    assert not wrapper.objects.exists() or not list(wrapper.objects.iterdir())
 
 
 def test_questions_get_the_stock_answer(wrapper: Wrapper) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from uklimg.toolchain import elf, ldargs
 from uklimg.toolchain.ldargs import Kind, Link, Missing, Word
 
+IMPLIED = ldargs.ALWAYS_LINKED | {"mvec"}  # libm.a is a linker script that names libmvec.a
 SCRIPT_LIMIT = 4096  # a linker script in place of a .so is a line or two
 
 
@@ -52,7 +53,7 @@ class Closure:
 
 
 def closure(link: Link, read: Callable[[str], tuple[str, ...]] = needs) -> Closure:
-    todo = [found for word in link.words if (found := shared_object(link, word))]
+    todo = [found for word in link.words if link.is_user_input(word) and (found := shared_object(link, word))]
     seen = set(todo)
     archives: dict[Word, None] = {}
     lacking: dict[Missing, None] = {}
@@ -60,7 +61,7 @@ def closure(link: Link, read: Callable[[str], tuple[str, ...]] = needs) -> Closu
         for name in read(todo.pop(0)):
             base = name.rpartition("/")[2]
             library = name[2:] if name.startswith("-l") else ldargs.library_name(base)
-            if not library or library in ldargs.ALWAYS_LINKED:
+            if not library or library in IMPLIED:
                 continue
             found = link.find(f"lib{library}.so" if name.startswith("-l") else base)
             if link.find(f"lib{library}.a"):

@@ -181,38 +181,55 @@ class Keeper:
             say(f"{self.temporary}: {error.strerror}")
 
 
+def tell_without(link: ldargs.Link, names: Sequence[str]) -> None:
+    if names:
+        libraries = " ".join(f"lib{name}" for name in names)
+        say(f"note: {link.output} is linked without {libraries}: no static archive, and nothing uses it")
+
+
 def link_executable(link: ldargs.Link, linker: str, *, check: bool = False) -> tuple[Done, ldargs.Link]:
     """Link: how it ended, and the link it was (see ``archives``). A failure is about what the user wrote."""
     done = run(link.executable_cmd(linker))
     if done.status and (other := archives.second_try(link, is_check=check)):
         again = run(other.link.executable_cmd(linker))
         if not again.status:
-            if other.without and not check:
-                names = " ".join(f"lib{name}" for name in other.without)
-                say(f"note: {link.output} is linked without {names}: no static archive, and nothing uses it")
+            if not check:
+                tell_without(link, other.without)
             return again, other.link
     return done, link
+
+
+def link_from_object(link: ldargs.Link, linker: str, keeper: Keeper) -> Done | None:
+    """Make the object first and link the executable from it; None when that does not work.
+
+    This is for link-time optimisation: everything is compiled once instead of twice, and the executable runs the
+    same code as the unikernel. What a second try would add is there from the start, since trying is expensive.
+    """
+    other = archives.second_try(link, is_check=False)
+    keeper.link = other.link if other else link
+    if not keeper.make():
+        return None
+    done = run(keeper.link.executable_cmd(linker, str(keeper.temporary)))
+    if done.status:
+        report = done.errors.decode(errors="replace").strip()[-REPORT:]
+        keeper.reason = f"the program does not link from its relocatable object\n{report}"
+        return None
+    tell_without(link, other.without if other else ())
+    return done
 
 
 def link_and_keep(link: ldargs.Link, linker: str, bfd: str) -> int:
     """Link the executable, keep its object; the exit status of the executable's link.
 
-    With link-time optimisation the object comes first and the executable is linked from it, which compiles
-    everything once instead of twice and makes both run the same code. If that does not work, the link is done as
-    written, so that every message is about what the user wrote.
+    When the way over the object fails, the link is done as written, so that messages are about what the user wrote.
     """
     keeper = Keeper(link, bfd)
-    done: Done | None = None
     try:
-        if asks_for_lto(os.environ.get("COLLECT_GCC_OPTIONS", "")) and keeper.make():
-            done = run(link.executable_cmd(linker, str(keeper.temporary)))
-            if done.status:
-                report = done.errors.decode(errors="replace").strip()[-REPORT:]
-                keeper.reason = f"the program does not link from its relocatable object\n{report}"
-        if done is None or done.status:
-            done, used = link_executable(link, linker)
-            if not done.status and (not keeper.reason or used is not link):
-                keeper.link = used
+        lto = asks_for_lto(os.environ.get("COLLECT_GCC_OPTIONS", ""))
+        done = link_from_object(link, linker, keeper) if lto else None
+        if done is None:
+            done, keeper.link = link_executable(link, linker)
+            if not done.status and not keeper.reason:
                 keeper.make()
         done.show()
         if done.status:
