@@ -88,7 +88,7 @@ class RootTree:
         return "/".join(done)
 
     def make_folder(self, path: str, permissions: int = 0o755, owner: Owner | None = None) -> str:
-        """``mkdir -p``; returns where it is. An existing folder stays as it is; UserError when a file is in the way."""
+        """``mkdir -p``; returns the place. An existing folder stays as it is; UserError when a file is in the way."""
         resolved = self.resolve(path)
         parts = resolved.split("/") if resolved else []
         owner = owner or Owner()

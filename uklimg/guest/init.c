@@ -285,13 +285,14 @@ static void open_console(void)
 		close(fd);
 }
 
-/* The runner wants the program's bytes as they are: no CR before LF. */
+/* The runner wants the program's bytes as they are: no CR before LF, and nothing that was typed once more. */
 static void set_raw_console(void)
 {
 	struct termios mode;
 
 	if (tcgetattr(STDOUT_FILENO, &mode) == 0) {
 		mode.c_oflag &= ~(tcflag_t)OPOST;
+		mode.c_lflag &= ~(tcflag_t)ECHO;
 		tcsetattr(STDOUT_FILENO, TCSANOW, &mode);
 	}
 }

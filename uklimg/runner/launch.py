@@ -6,6 +6,7 @@ and its control port is one end of a socket pair.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import selectors
 import socket
@@ -13,7 +14,6 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO
 
 from uklimg import proc
 from uklimg.errors import ExitCode, ToolError
@@ -34,8 +34,10 @@ from uklimg.runner.stops import Stops
 
 # Seconds: from the end of the program's grace, or from the final report, to the machine's end by force.
 _SLACK = 10.0
+_EXIT = 2.0
 _REPORT_MAX = 64 << 10
 _KERNEL_NEEDS = 48 * MIB
+_END_OF_FILE = b"\x04"  # Ctrl-D, which the guest's terminal understands
 
 
 @dataclass(frozen=True)
@@ -58,33 +60,36 @@ def launch(
     env: Mapping[str, str],
     show: Callable[[bytes], object],
     stops: Stops | None = None,
-    stdin: IO[bytes] | None = None,
+    stdin: int | None = None,
     on_report: Callable[[Report], object] = lambda _: None,
 ) -> Outcome:
     """Run ``guest`` on ``config`` to its end. Call it from the thread that stays (a process dies with its thread).
 
-    ``show`` gets the console's bytes; ``stops`` asks for an end: the first request sends the stop signal to the
-    program, and SIGKILL after ``guest.grace`` seconds, a second one ends the machine at once. Raises ToolError:
-    RUN_FAILED when the machine or the program could not start, the guest's kernel panicked or the machine ended
-    without a status; INTERRUPTED when a stop was asked for before the program ran or twice; HOST when the
-    hypervisor is missing.
+    ``show`` gets the console's bytes; ``stdin``, an open file descriptor, is typed on it. ``stops`` asks for an end:
+    the first request sends the stop signal to the program, and SIGKILL after ``guest.grace`` seconds, a second one
+    ends the machine at once. Raises ToolError: RUN_FAILED when the machine or the program could not start, the
+    guest's kernel panicked or the machine ended without a status; INTERRUPTED when a stop was asked for before the
+    program ran or twice; HOST when the hypervisor is missing.
     """
     message = encode(guest)
     check(machine, config, env)
     ours, theirs = socket.socketpair()
-    reader, writer = os.pipe2(os.O_CLOEXEC)
+    console, their_console = socket.socketpair()
     try:
-        with theirs, os.fdopen(writer, "wb") as output:
-            argv = machine.command(replace(config, control=theirs.fileno()))
-            process = proc.spawn(argv, env=env, stdin=stdin, stdout=output, pass_fds=(theirs.fileno(),))
+        with theirs, their_console:
+            fds = (theirs.fileno(), their_console.fileno())
+            for fd in fds:
+                os.set_inheritable(fd, True)
+            argv = machine.command(replace(config, control=fds[0], console=fds[1]))
+            process = proc.spawn(argv, env=env, pass_fds=fds)
         with process:
-            session = _Session(process, ours, reader, show, stops, guest.grace, config.verbose, on_report)
+            session = _Session(process, ours, console, show, stops, stdin, guest.grace, config.verbose, on_report)
             session.send(message)
             session.run()
             return session.outcome()
     finally:
         ours.close()
-        os.close(reader)
+        console.close()
 
 
 def check(machine: Machine, config: MachineConfig, env: Mapping[str, str]) -> None:
@@ -116,9 +121,10 @@ class _Session:
         self,
         process: proc.Process,
         control: socket.socket,
-        console: int,
+        console: socket.socket,
         show: Callable[[bytes], object],
         stops: Stops | None,
+        stdin: int | None,
         grace: int,
         verbose: bool,
         on_report: Callable[[Report], object],
@@ -126,6 +132,7 @@ class _Session:
         self._process = process
         self._control = control
         self._reader = console
+        self._stdin = stdin
         self._show = show
         self._stops = stops
         self._grace = grace
@@ -150,6 +157,8 @@ class _Session:
             selector.register(self._control, selectors.EVENT_READ, self._serve_control)
             if self._stops is not None:
                 selector.register(self._stops, selectors.EVENT_READ, self._stop)
+            if self._stdin is not None:
+                selector.register(self._stdin, selectors.EVENT_READ, self._read_stdin)
             while self._reader in selector.get_map() and not self._interrupted:
                 if self._control in selector.get_map():
                     wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._outgoing else 0)
@@ -158,20 +167,33 @@ class _Session:
                     key.data(events)
                 if self._deadline is not None and time.monotonic() >= self._deadline:
                     break
-        self._process.terminate(grace=2 if self._interrupted or self._deadline is not None else proc.GRACE)
+        if not self._interrupted:
+            self._process.ended(_EXIT)  # it closes its console a little before it ends
+        self._process.terminate(grace=_EXIT)
         self._show(self._console.flush())
 
     def _patience(self) -> float | None:
         return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
 
     def _read_console(self, _events: int) -> None:
-        data = os.read(self._reader, 65536)
+        try:
+            data = self._reader.recv(65536)
+        except ConnectionError:
+            data = b""
         if not data:
             self._selector.unregister(self._reader)
             return
         shown = self._console.feed(data)
         if shown:
             self._show(shown)
+
+    def _read_stdin(self, _events: int) -> None:
+        assert self._stdin is not None
+        data = os.read(self._stdin, 4096)
+        if not data:
+            self._selector.unregister(self._stdin)
+        with contextlib.suppress(OSError):  # the machine is ending
+            self._reader.sendall(data or _END_OF_FILE)
 
     def _serve_control(self, events: int) -> None:
         try:

@@ -81,11 +81,12 @@ class MachineConfig:
     """One virtual machine.
 
     ``cmdline`` is added to the parameters that the machine itself needs. ``memory`` in bytes. ``control``: an open
-    file descriptor (a stream socket) for the port of ``uklimg.guest.protocol``, -1 for none. ``verbose`` shows the
-    kernel's messages. ``gdb``: where the debugger's stub listens (``tcp:127.0.0.1:1234``, ``unix:/path``), with
-    ``paused`` the guest waits for it. ``icount`` makes time a function of instructions executed (2**icount
-    nanoseconds each; TCG only). ``tsc_khz``: what the guest is told about its time stamp counter, 0 to let it
-    measure. ``extra``: arguments of the hypervisor as they are.
+    file descriptor (a stream socket) for the port of ``uklimg.guest.protocol``, -1 for none; ``console``: the same
+    for the serial console, -1 for standard input and output. ``verbose`` shows the kernel's messages. ``gdb``: where
+    the debugger's stub listens (``tcp:127.0.0.1:1234``, ``unix:/path``), with ``paused`` the guest waits for it.
+    ``icount`` makes time a function of instructions executed (2**icount nanoseconds each; TCG only). ``tsc_khz``:
+    what the guest is told about its time stamp counter, 0 to let it measure. ``extra``: arguments of the hypervisor
+    as they are.
     """
 
     kernel: Path
@@ -99,6 +100,7 @@ class MachineConfig:
     volumes: tuple[Volume, ...] = ()
     disks: tuple[Disk, ...] = ()
     control: int = -1
+    console: int = -1
     verbose: bool = False
     gdb: str = ""
     paused: bool = False
@@ -108,8 +110,7 @@ class MachineConfig:
 
 
 class Machine(Protocol):
-    """A hypervisor. Its process is the machine: it ends when the guest powers off, the guest's console is its
-    standard output, and SIGTERM ends it."""
+    """A hypervisor. Its process is the machine: it ends when the guest powers off, SIGTERM ends it."""
 
     @property
     def name(self) -> str: ...

@@ -51,7 +51,7 @@ def parse_bind(text: str, base: Path) -> Bind:
 class RunOptions:
     """What ``uklimg run`` was asked for; 0, "" and empty mean the image's own or our default. ``memory`` in bytes,
     ``grace`` in seconds. ``network`` overrides ``forwards`` (tests and benchmarks give a TapNetwork);
-    ``no_network`` gives the guest no network device."""
+    ``no_network`` gives the guest no network device. ``tsc_khz``: this machine's ``accel.host_tsc_khz``."""
 
     arguments: tuple[str, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)
@@ -74,7 +74,7 @@ class RunOptions:
 
 
 def configure(run: RunConfig, kernel: Path, initrd: Path, options: RunOptions) -> tuple[MachineConfig, GuestConfig]:
-    """The machine and the guest for the image ``run`` whose files are ``kernel`` (vmlinux or bzImage) and ``initrd``."""
+    """The machine and the guest for the image ``run`` of ``kernel`` (vmlinux or bzImage) and ``initrd``."""
     check_binds(options.binds)
     machine = MachineConfig(
         kernel=kernel,
@@ -90,8 +90,7 @@ def configure(run: RunConfig, kernel: Path, initrd: Path, options: RunOptions) -
         gdb=options.gdb,
         paused=options.paused,
         icount=options.icount,
-        # The guest measures a microvm's counter against a timer that a loaded host starves; then it hangs. Under
-        # instruction counting the counter runs at 1 GHz.
+        # An emulated guest measures its counter against timers that a loaded host starves; a microvm then hangs.
         tsc_khz=_tsc_khz(options),
         extra=options.extra,
     )
@@ -134,6 +133,7 @@ def _network(options: RunOptions) -> Network:
 
 
 def _tsc_khz(options: RunOptions) -> int:
-    if options.type is not MachineType.MICROVM or options.accel is not Accel.TCG:
+    """Emulation passes the host's counter on; under instruction counting it runs at 1 GHz."""
+    if options.accel is not Accel.TCG:
         return 0
     return 1_000_000 if options.icount is not None else options.tsc_khz
