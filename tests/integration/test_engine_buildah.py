@@ -412,10 +412,14 @@ def test_kill_9_during_a_step_and_then_again(tmp_path: Path, isolation: str) -> 
         victim.send_signal(signal.SIGKILL)
     wait_for(lambda: running(mark) == [])
     assert bench.leftovers() != [] and bench.containers() != ""
+    bundles = [path.name for path in (tmp_path / "store" / "engine" / "tmp").glob("buildah*")]
+    assert bundles
     again = Bench(tmp_path / "store", isolation)
     assert again.store.lookup(Digest.of(b"k")) is None
     assert again.tree("! ls /half 2>/dev/null; echo fine")[0] == ["fine"]
     assert again.leftovers() == [] and again.containers() == ""
+    groups = [path for name in bundles for path in Path("/sys/fs/cgroup").glob(f"**/buildah-{name}")]
+    assert groups == []
     subprocess.run(step_argv(bench, "k", "echo x > /whole", isolation), check=True)
     result = again.store.lookup(Digest.of(b"k"))
     assert result is not None and again.names(result) == ["whole"]

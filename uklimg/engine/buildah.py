@@ -41,6 +41,7 @@ from uklimg.graph import Kind
 
 _DRIVERS = ("overlay", "vfs")
 _POLL = 0.1  # seconds between looks at a step's log
+_CGROUPS = Path("/sys/fs/cgroup")
 _IMAGE = "localhost/uklimg"
 _COMMIT = "localhost/uklimg-commit"
 _GZIP = f"{oci.LAYER}+gzip"
@@ -162,8 +163,12 @@ class BuildahEngine:
             if locks.abandoned(lock):
                 self._discard(storage, lock.stem, lock.with_suffix(""), lock)
         if not any(self._live.iterdir()):
-            shutil.rmtree(self._root / "tmp", ignore_errors=True)
-            (self._root / "tmp").mkdir(exist_ok=True)
+            for left in (self._root / "tmp").iterdir():
+                # The control groups of a killed runc have the name of its bundle's folder.
+                for group in _CGROUPS.rglob(f"buildah-{left.name}"):
+                    with suppress(OSError):
+                        group.rmdir()
+                shutil.rmtree(left, ignore_errors=True)
 
     def _discard(self, storage: Storage, container: str, work: Path, lock: Path) -> None:
         self._buildah(buildah_cmd(storage, "rm", container), check=False)
