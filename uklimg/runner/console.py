@@ -10,36 +10,35 @@ _KEEP = 64 << 10
 _LONGEST = 256  # a final line is shorter
 _FINAL_START = b"uklimg: "
 _FINAL_LINE = re.compile(rb"uklimg: (?:exit \d{1,3}|signal \d{1,2} \([^)\r\n]*\))\r?\n")
+_LAST_WORDS = re.compile(rb"(?:\[ *\d+\.\d+\] )?reboot: [^\r\n]*\r?")
 _PANIC = re.compile(rb"Kernel panic - not syncing: ([^\r\n]*)")
 
 
 class Console:
     """Fed with chunks; ``feed`` returns what to show.
 
-    With ``hide_end`` the last ``uklimg: exit N`` line and what the kernel says after it are kept back: they are for
-    us. The last 64 KiB stay here for questions.
+    With ``hide_end`` the last ``uklimg: exit N`` line and the kernel's "reboot: …" after it are kept back: they are
+    for us. The last 64 KiB stay here for questions.
     """
 
     def __init__(self, hide_end: bool = True) -> None:
         self._hide_end = hide_end
         self._kept = b""
         self._held = b""
-        self._hidden = False
 
     def feed(self, data: bytes) -> bytes:
         self._kept = (self._kept + data)[-_KEEP:]
         if not self._hide_end:
             return data
         self._held += data
-        if self._hidden:
-            return b""
-        final = _FINAL_LINE.search(self._held)
-        if final is not None and final.end() <= len(self._held):
-            shown, self._held = self._held[: final.start()], self._held[final.start() :]
-            self._hidden = True
-            return shown
-        at = self._doubtful()
-        shown, self._held = self._held[:at], self._held[at:]
+        shown = b""
+        while (final := _FINAL_LINE.search(self._held)) and not _may_be_the_end(self._held[final.end() :]):
+            # More came after it: the program has written such a line itself.
+            shown += self._held[: final.end()]
+            self._held = self._held[final.end() :]
+        at = final.start() if final else self._doubtful()
+        shown += self._held[:at]
+        self._held = self._held[at:]
         return shown
 
     def _doubtful(self) -> int:
@@ -55,10 +54,8 @@ class Console:
 
     def flush(self) -> bytes:
         """What was kept back and turned out not to be the end."""
-        if self._hidden and self.panic is None:
-            return b""
         held, self._held = self._held, b""
-        return held
+        return b"" if _FINAL_LINE.match(held) else held
 
     @property
     def final(self) -> Status | None:
@@ -79,3 +76,10 @@ class Console:
         """The last lines, for an error's detail."""
         lines = self._kept.decode(errors="replace").replace("\r", "").splitlines()
         return "\n".join(lines[-20:])
+
+
+def _may_be_the_end(text: bytes) -> bool:
+    """Whether what follows a final line is nothing, or the kernel's farewell, as far as it has come."""
+    *lines, rest = text.split(b"\n")
+    whole = all(not line.strip() or _LAST_WORDS.fullmatch(line) for line in lines)
+    return whole and (b"reboot: ".startswith(rest[:8]) or rest.startswith(b"["))

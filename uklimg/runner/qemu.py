@@ -46,13 +46,14 @@ def qemu_cmd(config: MachineConfig, program: str = PROGRAM) -> list[str]:
     argv += ["-append", kernel_cmdline(config)]
     console = "stdio,id=console,signal=off" if config.console < 0 else f"socket,id=console,fd={config.console}"
     argv += ["-chardev", console, "-serial", "chardev:console"]
-    argv += [
-        "-object",
-        "rng-random,id=rng,filename=/dev/urandom",
-        "-device",
-        _device(config, "virtio-rng", "rng=rng"),
-    ]
-    for part in (_control(config), _network(config), _volumes(config), _disks(config), _debugging(config)):
+    for part in (
+        _random(config),
+        _control(config),
+        _network(config),
+        _volumes(config),
+        _disks(config),
+        _debugging(config),
+    ):
         argv += part
     argv += config.extra
     if isinstance(config.network, TapNetwork) and config.network.netns:
