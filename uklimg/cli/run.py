@@ -7,15 +7,16 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import BinaryIO
 
 from uklimg import oci
 from uklimg.cli import options
 from uklimg.cli.host import Host
 from uklimg.console import Console, console
-from uklimg.errors import CorruptError, UserError
+from uklimg.errors import UserError
 from uklimg.events import Note
-from uklimg.graph import Kind
 from uklimg.guest.config import DEFAULT_GRACE
+from uklimg.oci import layer
 from uklimg.ref import Reference
 from uklimg.remote import client
 from uklimg.runner.accel import find_accel, host_tsc_khz
@@ -26,7 +27,7 @@ from uklimg.runner.qemu import Qemu
 from uklimg.runner.request import RunOptions, configure, parse_bind
 from uklimg.runner.stops import Stops
 from uklimg.spec.values import BadValueError, memory
-from uklimg.store import StepResult, Store
+from uklimg.store import Store
 
 NAME = "run"
 HELP = "boot an image in a virtual machine"
@@ -130,13 +131,14 @@ def _image(text: str, host: Host, store: Store, sink: Console) -> oci.Image:
 
 def boot_file(store: Store, image: oci.Image, role: str) -> Path:
     """A file of the image, unpacked once in the store. The layer's bytes are checked each time: CorruptError."""
-    layer = image.file(role)
-    store.verified_path(layer.digest)
-    tree = store.tree(StepResult(layer.digest, Kind.TREE, layer, (layer,)))
-    path = tree / oci.PATHS[role].lstrip("/")
-    if path.is_symlink() or not path.is_file():
-        raise CorruptError(f"the layer {layer.digest} of the image holds no {oci.PATHS[role]}")
-    return path
+    blob, path = image.file(role), oci.PATHS[role]
+
+    def unpack(stream: BinaryIO, folder: Path) -> None:
+        with (folder / role).open("wb") as file:
+            file.writelines(layer.file_chunks(stream, path, blob.size))
+
+    store.verified_path(blob.digest)
+    return store.unpacked(blob.digest, unpack) / role
 
 
 def _writer(host: Host) -> Callable[[bytes], object]:

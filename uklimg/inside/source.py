@@ -13,7 +13,6 @@ import shutil
 import subprocess
 import sys
 import tarfile
-import tempfile
 import zipfile
 from pathlib import Path, PurePosixPath
 
@@ -109,7 +108,8 @@ def main() -> int:
     parser.add_argument("--patches", type=Path)
     args = parser.parse_args()
     # On the root file system: the tree is renamed to its place, and whatever is left over would be seen.
-    work = Path(tempfile.mkdtemp(prefix=".ukl-source-", dir="/"))
+    work = Path("/.ukl-source")
+    work.mkdir()
     try:
         tree = work / "tree"
         unpack(args.source, tree, args.strip)

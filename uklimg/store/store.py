@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from uklimg import locks, oci
 from uklimg.digest import JSON, Digest
@@ -160,7 +161,13 @@ class Store(Layout):
         """The unpacked TREE; read-only by agreement. Unpacked again when it is missing, incomplete or changed."""
         if result.kind is not Kind.TREE or len(result.layers) != 1:
             raise InternalError(f"the result {result.key} is no tree")
-        digest = result.layer.digest
+        return self.unpacked(result.layer.digest, trees.unpack)
+
+    def unpacked(self, digest: Digest, unpack: Callable[[BinaryIO, Path], None]) -> Path:
+        """The folder that ``unpack`` made of the blob, which it is given after the blob was hashed.
+
+        Kept as long as the blob. Whoever unpacks one blob in two ways gets what was made first.
+        """
         path, marker = self._tree_paths(digest)
         with self._guard:
             if digest in self._checked and path.is_dir():
@@ -172,7 +179,7 @@ class Store(Layout):
                     unpacked = folder / "tree"
                     unpacked.mkdir()
                     with reported("unpack into the store"):
-                        trees.unpack(blob, unpacked)
+                        unpack(blob, unpacked)
                     self._place_tree(unpacked, path, marker)
         with self._guard:
             self._checked.add(digest)
