@@ -22,7 +22,7 @@ from uklimg.guest.protocol import GuestConfig, Helper, Mount, Program, Report, R
 from uklimg.runner.accel import MARKER, HostFacts, find_accel, host_tsc_khz, probe
 from uklimg.runner.launch import Outcome, launch
 from uklimg.runner.machine import MIB, Accel, Disk, MachineConfig, MachineType, PortForward, UserNetwork, Volume
-from uklimg.runner.network import free_port
+from uklimg.runner.network import TapPlan, free_port, inside_cmd, tap
 from uklimg.runner.qemu import Qemu
 from uklimg.runner.stops import Stops
 
@@ -45,6 +45,9 @@ class Boot:
     def machine(self, **options: object) -> MachineConfig:
         khz = 0 if "icount" in options else host_tsc_khz(Path("/proc/cpuinfo").read_text())
         return MachineConfig(self.kernel, self.initrd, tsc_khz=khz, **options)  # type: ignore[arg-type]
+
+    def keep(self, data: bytes) -> None:
+        self.console += data
 
     def by_hand(self, machine: MachineConfig) -> str:
         """The whole console of a QEMU that nobody talks to."""
@@ -260,6 +263,55 @@ def test_network_port_forward_and_name_server(boot: Boot, kind: MachineType) -> 
     assert boot(config(script), machine, when={b"up\n": talk}).code == 0
     assert boot.console.startswith(b"1\n1\n")
     assert b"".join(heard) == b"hello\n"
+
+
+def test_tap_in_a_name_space(boot: Boot) -> None:
+    plan = TapPlan(f"uklimg-{os.getpid()}")
+    answers: list[bytes] = []
+
+    def talk() -> None:
+        argv = inside_cmd(plan, ["/bin/busybox", "nc", plan.guest, "7"])
+        done = subprocess.run(argv, input=b"over the tap\n", capture_output=True, timeout=60)
+        answers.append(done.stdout)
+
+    script = "(until netstat -ltn | grep -q :7; do :; done; echo up) & nc -l -p 7 -e head -n 1"
+    with tap(plan, boot.env):
+        machine = boot.machine(network=plan.network)
+        thread = threading.Thread(target=talk)
+        assert boot(config(script), machine, when={b"up\n": thread.start}).code == 0
+        thread.join()
+    assert answers == [b"over the tap\n"]
+    spaces = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True)
+    assert plan.netns not in spaces.stdout
+
+
+def test_standard_input_is_typed(boot: Boot) -> None:
+    reader, writer = os.pipe()
+    os.write(writer, b"one line\n")
+    os.close(writer)
+    outcome = launch(
+        Qemu(),
+        boot.machine(),
+        config('read line; echo "<$line>"; cat; exit 4'),
+        env=boot.env,
+        show=boot.keep,
+        stdin=reader,
+    )
+    os.close(reader)
+    assert (outcome.code, boot.console) == (4, b"<one line>\n")
+
+
+def test_what_the_hypervisor_says_when_it_cannot_start(boot: Boot) -> None:
+    with pytest.raises(ToolError, match="'nonsense' is not a valid device model name") as caught:
+        boot(config("true"), boot.machine(extra=("-device", "nonsense")))
+    assert caught.value.exit_code is ExitCode.RUN_FAILED
+    assert caught.value.detail.startswith("$ env -i ")
+
+
+def test_power_off_without_a_switch(boot: Boot) -> None:
+    """A microvm without ACPI cannot be switched off: PID 1 resets it, and does not halt for ever."""
+    machine = boot.machine(type=MachineType.MICROVM, extra=("-machine", "microvm,acpi=off"))
+    assert "uklimg: exit 9" in boot.by_hand(machine)
 
 
 @pytest.mark.parametrize("kind", list(MachineType))

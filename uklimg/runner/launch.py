@@ -138,7 +138,7 @@ class _Session:
         self._grace = grace
         self._on_report = on_report
         self._console = Console(hide_end=not verbose)
-        self._selector = selectors.DefaultSelector()
+        self._selector = selectors.PollSelector()  # epoll refuses ordinary files, as in `< file`
         self._outgoing = b""
         self._incoming = b""
         self._reports: list[Report] = []
@@ -157,8 +157,6 @@ class _Session:
             selector.register(self._control, selectors.EVENT_READ, self._serve_control)
             if self._stops is not None:
                 selector.register(self._stops, selectors.EVENT_READ, self._stop)
-            if self._stdin is not None:
-                selector.register(self._stdin, selectors.EVENT_READ, self._read_stdin)
             while self._reader in selector.get_map() and not self._interrupted:
                 if self._control in selector.get_map():
                     wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._outgoing else 0)
@@ -219,6 +217,9 @@ class _Session:
     def _take(self, report: Report) -> None:
         self._reports.append(report)
         if report.kind is ReportKind.BEGIN:
+            if self._stdin is not None and not self._began:
+                # Not earlier: a serial driver drops what comes while it starts.
+                self._selector.register(self._stdin, selectors.EVENT_READ, self._read_stdin)
             self._began = True
         if report.kind is ReportKind.FINAL:
             # What remains is power-off; a kernel that cannot do it must not keep us.
