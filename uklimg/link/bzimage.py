@@ -1,7 +1,7 @@
 """Make a bzImage of a vmlinux that has an application, with a kernel kit: ``bzimage.py --kit K --vmlinux V --out F``.
 
-The kernel's own objects and commands do the work (arch/x86/boot/Makefile); the kit brought them. Standard library only;
-runs in the build container.
+The kernel's own objects and commands do the work (arch/x86/boot/Makefile); the kit brought them. Standard library
+only; runs in the build container.
 """
 
 from __future__ import annotations

@@ -9,8 +9,15 @@ from __future__ import annotations
 
 import dataclasses
 import struct
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from elf import PF_X, PT_LOAD, Elf, ElfError, Segment, without_sections
+if TYPE_CHECKING:
+    from uklimg.link.elf import PF_X, PT_LOAD, Elf, ElfError, Segment, without_sections
+else:  # in the container there is this folder alone
+    sys.path.insert(0, str(Path(__file__).resolve().parent))
+    from elf import PF_X, PT_LOAD, Elf, ElfError, Segment, without_sections
 
 HEADER = struct.Struct("<8sQQQQ64s")
 MAGIC = b"UKLAPP1\0"

@@ -2,9 +2,9 @@
 
     kit.py --source linux.tar.xz --patches DIR --config FRAGMENT... --out DIR
 
-The kit holds vmlinux (its application section empty), System.map, config, kit.json, and in boot/ the objects, headers
-and commands that make a bzImage of a vmlinux with an application (bzimage.py runs them). Standard library only; runs in
-the build container. Exit status: 0; 1 with one line on stderr that starts with ``ukl-kit:``.
+The kit holds vmlinux (its application section empty), System.map, config, kit.json, and in boot/ the objects,
+headers and commands that make a bzImage of a vmlinux with an application (bzimage.py runs them). Standard library
+only; runs in the build container. Exit status: 0; 1 with one line on stderr that starts with ``ukl-kit:``.
 """
 
 from __future__ import annotations

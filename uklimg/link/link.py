@@ -14,11 +14,14 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
-import elf
-import embed
+if TYPE_CHECKING:
+    from uklimg.link import elf, embed
+else:  # in the container there is this folder alone
+    sys.path.insert(0, str(Path(__file__).resolve().parent))
+    import elf
+    import embed
 
 UNDEFINED = re.compile(r"undefined reference to `([^']+)'")
 TRUNCATED = re.compile(r"relocation truncated to fit: (\S+) against")
@@ -91,12 +94,17 @@ def link(obj: Path, info: dict[str, object], out: Path, text_start: int, kernel:
     folders = library_folders()
 
     def attempt(symbols: dict[str, int]) -> tuple[int, str]:
-        return run_linker(
-            link_cmd(
-                obj=obj, out=out, libs=libs, options=options, crt=crt, folders=folders,
-                text_start=text_start, symbols=symbols,
-            )  # fmt: skip
+        cmd = link_cmd(
+            obj=obj,
+            out=out,
+            libs=libs,
+            options=options,
+            crt=crt,
+            folders=folders,
+            text_start=text_start,
+            symbols=symbols,
         )
+        return run_linker(cmd)
 
     status, words = attempt({})
     wanted = sorted(set(UNDEFINED.findall(words)))
