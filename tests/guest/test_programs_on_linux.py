@@ -7,6 +7,7 @@ find nothing here either: an ordinary kernel refuses all it tries.
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,11 +45,14 @@ class Workshop:
 
 
 @pytest.fixture(scope="module")
-def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workshop]:
-    folder = tmp_path_factory.mktemp("guest")
-    scratch = folder / "scratch"
-    scratch.mkdir()
-    yield Workshop(folder, scratch, proc.host_env(os.environ))
+def workshop() -> Iterator[Workshop]:
+    # Not pytest's folder: other users must reach the programs, or attacks as another user are refused for nothing.
+    with tempfile.TemporaryDirectory(prefix="uklimg-guest-") as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        scratch = folder / "scratch"
+        scratch.mkdir()
+        yield Workshop(folder, scratch, proc.host_env(os.environ))
 
 
 def ok(done: proc.Completed) -> str:
@@ -94,6 +98,52 @@ def test_beside_passes_the_status_on(workshop: Workshop, how: str) -> None:
 
 def test_beside_tells_its_privilege(workshop: Workshop) -> None:
     assert workshop.run(workshop.build("beside", "static"), UKL_PROBE="1").status == 43
+
+
+def attack(workshop: Workshop, beside: Path, *args: str, **extra: str) -> tuple[proc.Completed, list[str]]:
+    """The attack program beside an ordinary root process; its lines."""
+    done = workshop.run(beside, *args, str(workshop.build("attack", "static")), **extra)
+    assert list(workshop.scratch.iterdir()) == []
+    return done, done.text.splitlines()
+
+
+@pytest.mark.parametrize("how", ["fork", "vfork", "thread"])
+def test_an_ordinary_kernel_refuses_every_attack(workshop: Workshop, how: str) -> None:
+    done, lines = attack(workshop, workshop.build("beside", "static"), f"--how={how}")
+    assert done.status == 0, done.tail
+    assert lines[-1] == "attack: all refused"
+    assert {line.split(":")[0] for line in lines[:-1]} == {"refused"}
+    assert len(set(lines)) == len(lines) > 500
+
+
+def test_attacks_say_the_same_each_time(workshop: Workshop) -> None:
+    outputs = {
+        workshop.run(workshop.build("beside", kind), str(workshop.build("attack", kind))).stdout
+        for kind in (*KINDS, *KINDS)
+    }
+    assert len(outputs) == 1
+
+
+def test_an_escape_is_noticed(workshop: Workshop) -> None:
+    stub = workshop.scratch.parent / "stub"
+    stub.write_text("#!/bin/sh\nexit 42\n")
+    stub.chmod(0o755)
+    done = workshop.run(workshop.build("attack", "static"), "--self-test", UKL_STUB=str(stub))
+    assert done.status == 1
+    seen = [line.split(":")[1].strip() for line in done.text.splitlines() if line.startswith("SUCCEEDED: ")]
+    for way in ("jump to", "call of", "return to", "signal handler in", "signal restorer in", "mapping over"):
+        assert f"{way} application text" in seen
+    assert "call of an application function that tells its level" in seen
+    assert "sigreturn with cs=0x33 ss=0x2b to a kernel function" in seen
+    for method in ("PTRACE_SETREGS", "PTRACE_SETREGSET", "PTRACE_POKEUSER"):
+        for stop in ("at a signal", "after a system call"):
+            assert f"{method} {stop} with cs=0x33 to kernel text" in seen
+    for way in ("reading and writing kernel text by instructions", "kernel text through /proc/self/mem"):
+        assert way in seen
+    assert "script with the real stub as interpreter" in seen
+    assert "exec of the real stub by an unprivileged user" in seen
+    # What is forged for real stays refused also then.
+    assert not any("cs=0x13" in what and "PTRACE_POKEUSER" not in what for what in seen)
 
 
 def test_a_failed_check_is_a_failure(workshop: Workshop, tmp_path: Path) -> None:
