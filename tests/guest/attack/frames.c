@@ -144,11 +144,18 @@ static void kernel_handler(long argument)
 
 	probe_aim(goal);
 	if (argument / GOALS == RESTORER) {
-		/* A handler that returns at once: any `ret` will do, and one stands at the end of this. */
-		static const unsigned char ret = 0xc3;
+		/*
+		 * movabs $probe_landing, %rax; mov %rax, 8(%rsp); ret: the handler returns to the restorer, and the restorer,
+		 * should it run, to where that shows.
+		 */
+		uintptr_t landing = (uintptr_t)&probe_landing;
 		unsigned char *code = mmap(NULL, 4096, PROT_READ | PROT_WRITE | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 
-		*code = ret;
+		if (code == MAP_FAILED)
+			_exit(2);
+		memcpy(code, "\x48\xb8", 2);
+		memcpy(code + 2, &landing, 8);
+		memcpy(code + 10, "\x48\x89\x44\x24\x08\xc3", 6);
 		action.handler = code;
 		action.restorer = (void *)goal->at;
 	}

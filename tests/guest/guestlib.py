@@ -1,0 +1,92 @@
+"""Run the guest programs in one boot: each in ring 3 and as UKL, in the same kernel."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from guestprograms import GuestProgram, Role, load
+
+from uklimg import proc
+from uklimg.guest.protocol import Program, Report
+from uklimg.oci import RunConfig
+from uklimg.runner.launch import launch
+from uklimg.runner.qemu import Qemu
+from uklimg.runner.request import RunOptions, configure
+
+SUITE = "suite"
+LINUX, UKL = "linux", "ukl"
+# A program's share of a slow, loaded, emulated machine.
+LIMIT = 240
+# What a clean kernel log does not have. The programs' own faults are reported at KERN_INFO ("segfault at").
+TROUBLE = re.compile(
+    r"WARNING|\bBUG\b|\bOops\b|Call Trace|general protection|stack guard|lockdep|DEBUG_LOCKS|"
+    r"inconsistent lock|possible circular|RCU.*stall|soft lockup|Insecure W\+X|"
+    r"unable to handle|scheduling while atomic|sleeping function|hung_task|blocked for more than"
+)
+# Lines of a sane boot that the pattern above would take.
+HARMLESS = re.compile(r"Checked W\+X mappings: passed|[Ll]ock dependency validator|lockdep:.*|Running RCU|RCU lockdep")
+
+
+@dataclass(frozen=True)
+class Image:
+    """A built image's boot files."""
+
+    run: RunConfig
+    vmlinux: Path
+    bzimage: Path
+    initramfs: Path
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How one program of a boot ended; ``output`` is what it wrote on the console."""
+
+    output: str
+    status: str
+
+
+def guest_programs() -> tuple[GuestProgram, ...]:
+    return tuple(p for p in load() if p.role is Role.PROGRAM)
+
+
+def program(name: str, mode: str, args: Sequence[str] = ()) -> Program:
+    """``name`` of the suite; ``mode`` is LINUX or UKL."""
+    path = f"/{mode}/{SUITE}"
+    env = {"UKL_PROGRAM": name, "EXPECT_UKL": "1" if mode == UKL else "0", "PATH": "/bin", "HOME": "/root"}
+    argv = (path, *(arg.replace("@attack@", "/linux/attack") for arg in args))
+    return Program(path, argv, env=env, workdir="/tmp", timeout=LIMIT, label=f"{mode}:{name}")
+
+
+def shell(command: str, label: str) -> Program:
+    argv = ("sh", "-c", command)
+    return Program("/bin/busybox", argv, env={"PATH": "/bin"}, timeout=LIMIT, label=label)
+
+
+def boot(image: Image, programs: Sequence[Program], options: RunOptions, *, kernel: Path | None = None) -> str:
+    """Boot and run ``programs`` in order; the console's text."""
+    console: list[bytes] = []
+    machine, guest = configure(image.run, kernel or image.vmlinux, image.initramfs, options)
+    guest = replace(guest, programs=tuple(programs), markers=True, raw_console=True)
+    launch(Qemu(), machine, guest, env=proc.host_env(os.environ), show=console.append, on_report=_no_report)
+    return b"".join(console).decode("utf-8", "replace").replace("\r\n", "\n")
+
+
+def _no_report(_: Report) -> None:
+    return None
+
+
+def sections(console: str) -> Mapping[str, Ended]:
+    """What each program wrote and how it ended, by label, from the markers of PID 1."""
+    pattern = re.compile(r"@@BEGIN (\S+)\n(.*?)@@END \1 ([^\n]*)\n", re.DOTALL)
+    return {label: Ended(output, status) for label, output, status in pattern.findall(console)}
+
+
+def trouble(log: str) -> list[str]:
+    """Lines of a kernel log that should not be there."""
+    return [line for line in log.splitlines() if TROUBLE.search(line) and not HARMLESS.search(line)]
+
+
