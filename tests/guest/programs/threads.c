@@ -417,7 +417,7 @@ static void churn(void)
 	}
 	CHECK_OK(pthread_attr_init(&attributes));
 	CHECK_OK(pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED));
-	CHECK_OK(pthread_attr_setstacksize(&attributes, 65536));
+	CHECK_OK(pthread_attr_setstacksize(&attributes, 262144));
 	for (int i = 0; i < 200; i++) {
 		int error = pthread_create(&thread, &attributes, nothing, NULL);
 
