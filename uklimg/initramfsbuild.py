@@ -78,7 +78,14 @@ def _copy(tree: RootTree, inputs: Mapping[str, Path], number: int, copy: CopyPar
     copy_files(tree, copy, place, files, scratch)
     for path, entry in before.items():
         if tree.get(path) is not entry:
-            raise UserError(f"COPY to /{path}: this file is made by uklimg", hint="choose another destination")
+            raise _ours(path)
+    for entry in tree.entries():
+        if entry.path.startswith(f"{PROGRAMS.strip('/')}/"):
+            raise _ours(entry.path)
+
+
+def _ours(path: str) -> UserError:
+    return UserError(f"COPY to /{path}, which uklimg makes itself", hint="choose another destination")
 
 
 def _add_own(tree: RootTree, inputs: Mapping[str, Path], wanted: InitramfsParams) -> None:

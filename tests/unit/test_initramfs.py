@@ -325,15 +325,16 @@ def test_host_function(tmp_path: Path, source: Path) -> None:
     assert b"\x7fUKL1\napp\n" in archives[0]
 
 
-def test_what_is_ours_cannot_be_copied_over(tmp_path: Path, source: Path) -> None:
+@pytest.mark.parametrize(("dest", "path"), [("/init", "/init"), ("/ukl/app", "/ukl/app"), ("/ukl", "/ukl/top.txt")])
+def test_what_is_ours_cannot_be_copied_over(tmp_path: Path, source: Path, dest: str, path: str) -> None:
     (tmp_path / "init").write_bytes(b"INIT")
     step = initramfs_step(
         init="init",
         programs={"app": None},
         config=CONFIG,
-        copies=[CopyInput(spec_copy(sources=("top.txt",), dest="/init"), Inline((InlineFile("x", b""),)))],
+        copies=[CopyInput(spec_copy(sources=("top.txt",), dest=dest), Inline((InlineFile("x", b""),)))],
     )
     assert isinstance(step.action, Host)
     inputs = {"init": tmp_path / "init", "config": tmp_path, "copy:0": source}
-    with pytest.raises(UserError, match="/init: this file is made by uklimg"):
+    with pytest.raises(UserError, match=f"COPY to {path}, which uklimg makes itself"):
         initramfs(inputs, tmp_path, step.action.params)

@@ -212,6 +212,32 @@ def test_copy_from_an_image_and_of_a_stage() -> None:
     assert found.image.copies[1] == Copy(found.image.copies[1].location, ("x",), (), "/", StageRef("a"))
 
 
+@pytest.mark.parametrize(
+    ("line", "path"),
+    [
+        ("COPY x /init", "/init"),
+        ("COPY x /sbin/../init", "/init"),
+        ("COPY <<init /\ntext\ninit", "/init"),
+        ("ADD x /ukl/p", "/ukl/p"),
+        ("COPY x /ukl/", "/ukl"),
+        ("WORKDIR /ukl\nCOPY x y", "/ukl/y"),
+        ("COPY x /etc/uklimg/run.conf", "/etc/uklimg/run.conf"),
+        ("COPY x /dev/console", "/dev/console"),
+    ],
+)
+def test_what_starts_the_image_is_not_copied_over(line: str, path: str) -> None:
+    head = "FROM debian:trixie AS build\nFROM ukl:6.12\nLINK /bin/p\n"
+    (error,) = errors(head + line)
+    at = 4 + line.startswith("WORKDIR")
+    assert error.startswith(f"f:{at}:") and f"to {path!r}, which uklimg makes itself (" in error
+
+
+def test_copy_near_what_starts_the_image() -> None:
+    found = image("COPY x /init.d/\nCOPY x /uklx\nCOPY <<y /\ntext\ny\nVOLUME /initdata").image
+    assert [copy.dest for copy in found.copies] == ["/init.d/", "/uklx", "/"]
+    assert errors("FROM debian:trixie AS a\nFROM ukl:6.12\nLINK /p\nVOLUME /ukl/p\n")[0].startswith("f:4:8: ")
+
+
 def test_stage_by_name() -> None:
     found = stage("")
     assert found.stage("build") is found.stages[0]

@@ -77,7 +77,6 @@ def run_options(args: argparse.Namespace, host: Host) -> RunOptions:
     """What the command line asks for; raises UserError."""
     if args.cpus < 0 or args.stop_timeout < 0:
         raise UserError("--cpus and --stop-timeout want a number greater than 0")
-    type_ = MachineType(args.machine)
     return RunOptions(
         arguments=tuple(args.arguments),
         env=dict(_variable(text, host) for text in args.env),
@@ -85,13 +84,13 @@ def run_options(args: argparse.Namespace, host: Host) -> RunOptions:
         binds=tuple(parse_bind(text, host.cwd) for text in args.volume),
         memory=_memory(args.memory) if args.memory else 0,
         cpus=args.cpus,
-        type=type_,
+        type=MachineType(args.machine),
         no_network=args.no_network,
         cmdline=args.cmdline,
         grace=args.stop_timeout,
         verbose=args.verbose,
         gdb=args.gdb,
-        tsc_khz=host_tsc_khz(_cpuinfo()) if type_ is MachineType.MICROVM else 0,
+        tsc_khz=host_tsc_khz(_cpuinfo()),
     )
 
 

@@ -45,6 +45,8 @@ _NOT_HERE = {
     "SHELL": "there is no shell; CMD and ENTRYPOINT take the JSON form",
 }
 _RESERVED = ("/", "/proc", "/sys", "/dev", "/ukl")
+# Files of the initramfs that make it start: PID 1, what it reads, its console, and below /ukl the programs' names.
+_OURS = ("/init", "/etc/uklimg/run.conf", "/dev/console", "/ukl")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}", re.ASCII)
 
 
@@ -105,7 +107,7 @@ class _Reader:
                 self.once(directive, "one program becomes part of the kernel")
                 self.link = self.read_link(directive)
             case ast.Transfer():
-                self.copies.append(copy(directive, self.scope, self.names))
+                self.copies.append(self.read_copy(directive))
             case ast.Words():
                 self.read_words(directive)
             case ast.Command():
@@ -223,7 +225,7 @@ class _Reader:
 
     def add_volume(self, word: ast.Word) -> None:
         path = values.absolute(word.text)
-        if not word.text.startswith("/") or path in _RESERVED:
+        if not word.text.startswith("/") or path in _RESERVED or path.startswith("/ukl/"):
             raise UserError(f"{quoted(word.text)} cannot be a volume", hint="as in /data", location=word.location)
         self.volumes.add(path)
 
@@ -271,6 +273,20 @@ class _Reader:
             source.text if source else "",
             checked(values.in_context, patches.text, patches.location) if patches else "",
         )
+
+    def read_copy(self, directive: ast.Transfer) -> Copy:
+        """What sources bring is only known when they are there; ``initramfsbuild`` looks at that."""
+        found = copy(directive, self.scope, self.names)
+        inside = [f"{found.dest}{file.name}" for file in found.files] if found.dest.endswith("/") else []
+        for path in (found.dest.rstrip("/"), *inside):
+            if path in _OURS or path.startswith("/ukl/"):
+                assert directive.dest is not None, "the parser gives COPY a destination"
+                raise UserError(
+                    f"{directive.keyword} to {quoted(path)}, which uklimg makes itself",
+                    hint="choose another destination; LINK names the program",
+                    location=directive.dest.location,
+                )
+        return found
 
     def read_link(self, directive: ast.Transfer) -> Link:
         if len(directive.sources) != 1:
