@@ -1,0 +1,194 @@
+"""What the benchmarks share: command line, the parts of uklimg wired together, and steps that are run anew.
+
+A step runs anew under a key that no store has, with its inputs from the store; so a benchmark needs no empty store,
+and what a store holds is not touched. A step's command can be replaced, which is how the same work "by hand" happens
+in the same container with the same inputs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from benchmarks import report
+from uklimg import oci
+from uklimg.cli import options
+from uklimg.cli.host import Host
+from uklimg.cli.run import boot_file
+from uklimg.console import PROGRESS, console
+from uklimg.errors import InternalError, UklimgError
+from uklimg.events import Event, Sink, StepFinished, StepOutput
+from uklimg.graph import Blob, Container, Graph, Kind, Step
+from uklimg.lock import parse_lock
+from uklimg.plan import Options
+from uklimg.project import open_project, plan_project, resolve_project
+from uklimg.settings import read_settings
+from uklimg.store import StepResult, Store
+
+ROOT = Path(__file__).resolve().parent.parent
+EXAMPLE = ROOT / "Uklfile.example"
+LOCK = ROOT / "Uklfile.lock"
+
+# Prints how long the command took, without the start of its container.
+_TIMED = 'a=$(date +%s%N); "$@"; s=$?; b=$(date +%s%N); echo "benchmark-ns $((b - a))"; exit $s'
+_MARK = "benchmark-ns "
+
+
+def parser(module: str, text: str) -> argparse.ArgumentParser:
+    """A parser with the options of all benchmarks."""
+    top = argparse.ArgumentParser(prog=f"python -m {module}", description=text, allow_abbrev=False)
+    top.add_argument("--store", metavar="DIR", default="", help="the store to use, as for uklimg")
+    top.add_argument("--json", metavar="FILE", default="", help="also write what was measured to this file")
+    top.add_argument("--progress", choices=PROGRESS, default="auto", help="how builds show progress")
+    return top
+
+
+def run(args: argparse.Namespace, measure: Callable[[Bench], report.Report]) -> int:
+    """Measure, print and write; returns an exit status as uklimg's."""
+    settings = read_settings(os.environ, Path.cwd(), store=args.store)
+    host = Host(os.environ, Path.cwd(), os.getuid(), sys.stdout, sys.stderr, settings)
+    try:
+        with console(args.progress, sys.stderr) as sink:
+            found = measure(Bench(host, sink))
+        report.show(found, sys.stdout)
+        if args.json:
+            report.write(found, host.path(args.json))
+    except UklimgError as error:
+        sys.stderr.write(f"{error.detail}\n" if error.detail else "")
+        sys.stderr.write(f"{error.line()}\n")
+        return int(error.exit_code)
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        return 130
+    return 0
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of a step: ``whole`` from its inputs to its result in the store, ``command`` of its command alone."""
+
+    whole: float
+    command: float
+
+
+class _Recorder:
+    """Passes events on, and keeps what a benchmark wants to know of them."""
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+        self.seconds: dict[str, float] = {}
+        self.command: dict[str, float] = {}
+
+    def __call__(self, event: Event, /) -> None:
+        if isinstance(event, StepFinished):
+            self.seconds[event.step] = event.seconds
+        if isinstance(event, StepOutput) and event.line.startswith(_MARK):
+            self.command[event.step] = int(event.line.removeprefix(_MARK)) / 1e9
+            return
+        self._sink(event)
+
+
+class Bench:
+    """The builder as a benchmark uses it."""
+
+    def __init__(self, host: Host, sink: Sink) -> None:
+        self.host = host
+        self._events = _Recorder(sink)
+        self.store: Store = host.store(self._events)
+
+    def graph(self, uklfile: Path, context: Path) -> Graph:
+        """The steps of a Uklfile, with the versions of the repository's own lock. Writes no lock."""
+        data = self.host.data()
+        project = open_project(uklfile, context, {}, data)
+        if LOCK.exists():
+            project = replace(project, lock=parse_lock(LOCK.read_text(encoding="utf-8"), str(LOCK)))
+        with self.host.resolver(self.store, self._events) as resolver:
+            found = resolve_project(project, data, resolver)
+        return plan_project(project, found, Options()).graph
+
+    def example(self) -> Graph:
+        """The steps of Uklfile.example."""
+        return self.graph(EXAMPLE, ROOT)
+
+    def make(self, graph: Graph) -> StepResult:
+        """The graph's target, from the store where that has it."""
+        executor = self.host.executor(self.store, self._events, offline=False)
+        with self.store.session():
+            return executor.run(graph).result
+
+    def fetch(self, graph: Graph) -> float:
+        """Get every file that steps start from; the seconds it took."""
+        fetch = self.host.fetch(self.store, self._events, offline=False)
+        began = time.monotonic()
+        with self.store.session():
+            for step in graph.steps:
+                for item in step.inputs.values():
+                    if isinstance(item, Blob):
+                        fetch(item)
+        return time.monotonic() - began
+
+    def again(self, graph: Graph, name: str, script: str = "", *, kind: Kind | None = None) -> Timing:
+        """Run the step ``name`` anew, with all it needs from the store, and say how long it took.
+
+        ``script``, for /bin/sh, takes the place of its command; ``kind`` that of its kind.
+        """
+        step = graph.step(name)
+        action = step.action
+        if isinstance(action, Container):
+            argv = ("/bin/sh", "-ec", script) if script else action.argv
+            action = replace(action, argv=("/bin/sh", "-c", _TIMED, "sh", *argv))
+        elif script:
+            raise InternalError(f"{name} runs in no container")
+        new = replace(step, action=action, kind=kind or step.kind, recipe_version=time.time_ns())
+        self.make(replace_step(graph, new))
+        whole = self._events.seconds[name]
+        return Timing(whole, self._events.command.get(name, whole))
+
+    def cold(self, graph: Graph, name: str) -> Timing:
+        """How long the step ``name`` takes when the store has what it needs and not its result."""
+        with self.store.session():
+            there = self.store.lookup(graph.keys[name], verify=False) is not None
+        if there:
+            return self.again(graph, name)
+        self.make(Graph.of(graph.steps, name))
+        whole = self._events.seconds[name]
+        return Timing(whole, whole)
+
+    def tree(self, graph: Graph, name: str) -> Path:
+        """The folder that the step ``name`` made."""
+        return self.store.tree(self.make(Graph.of(graph.steps, name)))
+
+    @contextmanager
+    def booted(self, graph: Graph) -> Iterator[BootFiles]:
+        """The files of the image that ``graph`` makes."""
+        root = self.make(graph).root
+        image = options.read_image(self.store, root)
+        with self.store.session():
+            files = {role: boot_file(self.store, image, role) for role in oci.PATHS}
+            yield BootFiles(image.run, files[oci.VMLINUX], files[oci.BZIMAGE], files[oci.INITRAMFS])
+
+
+@dataclass(frozen=True)
+class BootFiles:
+    """An image's files, unpacked, and what it says of how to run it."""
+
+    run: oci.RunConfig
+    vmlinux: Path
+    bzimage: Path
+    initramfs: Path
+
+
+def replace_step(graph: Graph, step: Step) -> Graph:
+    """The graph with another step in the place of that with the same id, which becomes the target."""
+    return Graph.of([step, *(other for other in graph.steps if other.id != step.id)], step.id)
+
+
+def median(values: Sequence[float]) -> float:
+    """The upper one of two."""
+    return sorted(values)[len(values) // 2]

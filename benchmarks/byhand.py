@@ -1,0 +1,70 @@
+"""What one would type into the build container to do a step's work without uklimg. Pure.
+
+The scripts find the step's inputs where the step does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from uklimg.errors import InternalError
+from uklimg.graph import Container, Graph, Inline, InlineFile, Step
+from uklimg.recipes import kernel as kernel_recipe
+from uklimg.recipes.toolchain import environment
+
+KERNEL = """\
+mkdir -p /tmp/hand/source
+cd /tmp/hand/source
+tar --extract --strip-components=1 --file="$(echo /in/linux_*.tar.xz)"
+cat /in/patches/*.patch /dev/null | patch --strip=1 --quiet
+cat /in/config/*.config > /tmp/hand/wanted
+make O=/tmp/hand/objects KCONFIG_ALLCONFIG=/tmp/hand/wanted allnoconfig
+make O=/tmp/hand/objects -j"$(nproc)" vmlinux bzImage
+"""
+SOURCE = """\
+mkdir /tmp/hand
+dpkg-source --no-check --extract /in/source/*.dsc /tmp/hand/source
+"""
+PLAIN = "plain-kernel"
+
+
+def script(step: Step) -> str:
+    """For /bin/sh; "" for a step that has no counterpart outside uklimg."""
+    action = step.action
+    if step.id == kernel_recipe.STEP_ID:
+        return KERNEL
+    if step.recipe == "stage-source":
+        return SOURCE
+    if step.recipe == "stage-run" and isinstance(action, Container) and action.argv[:2] == ("/bin/sh", "-c"):
+        # With the distribution's own compiler instead of our wrapper.
+        return f"unset {' '.join(sorted(environment()))}\ncd {action.workdir}\n{action.argv[2]}"
+    return ""
+
+
+def plain_kernel(graph: Graph) -> Graph:
+    """A step that builds the kernel of ``graph`` without our patches, and with the same configuration but for
+    CONFIG_UKL; it leaves ``vmlinux``. Stored like any step."""
+    step = graph.step(kernel_recipe.STEP_ID)
+    config, action = step.inputs["/in/config"], step.action
+    if not isinstance(config, Inline) or not isinstance(action, Container):
+        raise InternalError("the kernel's recipe has changed")
+    inputs = {**step.inputs, "/in/patches": Inline(()), "/in/config": Inline(_without_ukl(config))}
+    argv = ("/bin/sh", "-ec", f"{KERNEL}cp /tmp/hand/objects/vmlinux /out/\n")
+    plain = replace(
+        step, id=PLAIN, title="kernel without our patches", action=replace(action, argv=argv), inputs=inputs
+    )
+    return Graph.of([*graph.steps, plain], PLAIN)
+
+
+def _without_ukl(config: Inline) -> tuple[InlineFile, ...]:
+    return tuple(replace(file, content=_lines_without_ukl(file.content)) for file in config.files)
+
+
+def _lines_without_ukl(content: bytes) -> bytes:
+    return b"".join(line for line in content.splitlines(keepends=True) if b"CONFIG_UKL" not in line)
+
+
+def ratios(uklimg: Mapping[str, float], hand: Mapping[str, float]) -> dict[str, float]:
+    """How many times as long uklimg took, of what was done both ways."""
+    return {name: uklimg[name] / seconds for name, seconds in hand.items() if name in uklimg and seconds > 0}
