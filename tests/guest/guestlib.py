@@ -28,7 +28,9 @@ TROUBLE = re.compile(
     r"unable to handle|scheduling while atomic|sleeping function|hung_task|blocked for more than"
 )
 # Lines of a sane boot that the pattern above would take.
-HARMLESS = re.compile(r"Checked W\+X mappings: passed|[Ll]ock dependency validator|lockdep:.*|Running RCU|RCU lockdep")
+HARMLESS = re.compile(
+    r"Checked W\+X mappings: passed|[Ll]ock dependency validator|lockdep:.*|Running RCU|RCU lockdep"
+)
 
 
 @dataclass(frozen=True)
@@ -88,5 +90,3 @@ def sections(console: str) -> Mapping[str, Ended]:
 def trouble(log: str) -> list[str]:
     """Lines of a kernel log that should not be there."""
     return [line for line in log.splitlines() if TROUBLE.search(line) and not HARMLESS.search(line)]
-
-

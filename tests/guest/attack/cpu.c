@@ -3,10 +3,33 @@
 #include "attack.h"
 
 #include <asm/ldt.h>
+#include <cpuid.h>
 #include <sys/io.h>
 
 static const unsigned selectors[] = {0x08, 0x0b, 0x10, 0x13, 0x18, 0x1b, 0x40, 0x43};
 #define SELECTORS (sizeof selectors / sizeof *selectors)
+
+/*
+ * QEMU before 9.1 makes the stack accesses of iret, far return and far call with the kernel's rights when it emulates: in ring 3,
+ * with SMAP on, they then fault as if the kernel had made them, and any Linux reports an oops. The harness says
+ * UKL_FAR_STACK=1 where the emulator is newer.
+ */
+static int far_stack_works(void)
+{
+	unsigned eax, ebx, ecx, edx;
+	char name[13] = "";
+
+	if (getenv("UKL_FAR_STACK"))
+		return 1;
+	__cpuid(1, eax, ebx, ecx, edx);
+	if (!(ecx >> 31 & 1))
+		return 1; /* no hypervisor */
+	__cpuid(0x40000000, eax, ebx, ecx, edx);
+	memcpy(name, &ebx, 4);
+	memcpy(name + 4, &ecx, 4);
+	memcpy(name + 8, &edx, 4);
+	return strcmp(name, "TCGTCGTCGTCG") != 0;
+}
 
 static void privileged(long unused)
 {
@@ -153,11 +176,10 @@ static void far_jump32(void *pointer)
 }
 
 /* Descriptors as odd as the interface takes them, and far calls through whatever became of them. */
-static void descriptor_table(long unused)
+static void descriptor_table(long far_stack)
 {
 	unsigned accepted = 0;
 
-	(void)unused;
 	for (unsigned bits = 0; bits < 256; bits++) {
 		struct user_desc entry = {
 			.entry_number = 3,
@@ -185,7 +207,8 @@ static void descriptor_table(long unused)
 				uint16_t selector;
 			} __attribute__((packed)) narrow = {0, wide.selector};
 
-			(void)probe_guarded(far_call, &wide);
+			if (far_stack)
+				(void)probe_guarded(far_call, &wide);
 			(void)probe_guarded(far_jump32, &narrow);
 			if (probe_cpl() != 3)
 				escaped("CPL %u by descriptor %#x", probe_cpl(), bits);
@@ -219,7 +242,10 @@ void cpu_attempts(void)
 {
 	static const char *const transfer[] = {"jump to", "call of", "return to"};
 	static const unsigned stacks[] = {0x2b, 0x18, 0x1b, 0};
+	int far_stack = far_stack_works();
 
+	if (!far_stack)
+		puts("skipped: iret, far return and call through a descriptor; this emulator mistakes them for the kernel's");
 	try_it(privileged, 0, "privileged instructions");
 	try_as_nobody(privileged, 0, "privileged instructions, unprivileged user");
 	try_it(with_iopl, 0, "cli after iopl");
@@ -235,12 +261,14 @@ void cpu_attempts(void)
 
 			try_it(far_pointer, ((long)i * 2 + 1) * GOALS + goal, "far jump to %#x, %s", selectors[i], name);
 			try_it(far_pointer, (long)i * 2 * GOALS + goal, "far call of %#x, %s", selectors[i], name);
+			if (!far_stack)
+				continue;
 			try_it(far_return, (long)i * GOALS + goal, "far return to %#x, %s", selectors[i], name);
 			for (long stack = 0; stack < 4; stack++)
 				try_it(interrupt_return, (stack * (long)SELECTORS + (long)i) * GOALS + goal,
 				       "iret to cs=%#x ss=%#x, %s", selectors[i], stacks[stack], name);
 		}
 	try_it(software_interrupts, 0, "every software interrupt");
-	try_it(descriptor_table, 0, "far calls through modify_ldt descriptors");
+	try_it(descriptor_table, far_stack, "far transfers through modify_ldt descriptors");
 	try_it(kernel_descriptors, 0, "kernel descriptors by set_thread_area");
 }
