@@ -1,0 +1,52 @@
+"""What all tests share: the images that boot and guest tests need are built before the first of them runs."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from uklimg import oci, proc
+from uklimg.cli.run import boot_file
+from uklimg.settings import read_settings
+from uklimg.store import Store
+
+ROOT = Path(__file__).resolve().parent.parent
+TEST_KERNEL = "UKLIMG_TEST_KERNEL"
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Build the kernels here: it takes many minutes the first time, and a test's time limit is not about that."""
+    if session.config.option.collectonly or session.testsfailed:
+        return
+    boot = any(item.get_closest_marker("boot") for item in session.items)
+    guest = any(item.get_closest_marker("guest") for item in session.items)
+    if boot or guest:
+        vmlinux = _example(session, "base")
+        os.environ.setdefault(TEST_KERNEL, str(vmlinux))
+    if guest:
+        _example(session, "debug")
+
+
+def _example(session: pytest.Session, config: str) -> Path:
+    """Build Uklfile.example with a configuration of the kernel, as a user would; its vmlinux.
+
+    In a folder of its own, because a Uklfile.lock beside the file may be about an earlier state of the patches.
+    """
+    tag = f"uklimg-test/example:{config}"
+    with tempfile.TemporaryDirectory(prefix="uklimg-test-") as folder:
+        shutil.copy(ROOT / "Uklfile.example", folder)
+        argv = [sys.executable, "-m", "uklimg", "build", "-f", f"{folder}/Uklfile.example", "-t", tag, folder]
+        if config != "base":
+            argv[4:4] = ["--kernel-config", config]
+        print(f"\nbuilding {tag} (the first time this takes long)", flush=True)
+        done = proc.run(argv, env=dict(os.environ), cwd=ROOT, check=False)
+    if done.status != 0:
+        pytest.exit(f"the image for boot tests cannot be built:\n{done.tail}", returncode=3)
+    store = Store(read_settings(os.environ, Path.cwd()).store)
+    image = oci.read_image(lambda blob: store.read_blob(blob.digest), store.tags()[tag])
+    return boot_file(store, image, oci.VMLINUX)
