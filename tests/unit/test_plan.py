@@ -1,0 +1,229 @@
+"""Planning: which steps a Uklfile becomes, what each needs, and what a change in the Uklfile reruns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import pytest
+from test_resolve import KERNEL, Archive, Folders
+
+from uklimg.digest import Digest
+from uklimg.errors import Location, UserError, UserErrors
+from uklimg.graph import Blob, Container, ContextTree, Host, Output
+from uklimg.lock import Lock
+from uklimg.plan import Assets, Options, Plan, plan
+from uklimg.recipes import toolchain
+from uklimg.recipes.image import run_config_of
+from uklimg.resolve import resolve
+from uklimg.spec import SeriesInfo, build_spec
+from uklimg.uklfile.parser import parse
+
+pytestmark = pytest.mark.unit
+
+UKLFILE = """FROM debian:trixie AS build
+WORKDIR /src
+SOURCE debian:redis=8 /src
+COPY fix.patch /src/
+RUN make
+FROM ukl:6.12
+LINK --from=build /src/redis-server
+COPY --from=build /src/redis.conf /etc/
+COPY hello /etc/hello
+VOLUME /data
+WORKDIR /work
+CMDLINE quiet "my=a b"
+EXPOSE 6379
+ENV A=1
+CMD ["redis-server", "/etc/redis.conf"]
+LABEL org.opencontainers.image.title=redis
+"""
+SCRIPTS = ("kit.py", "link.py", "elf.py", "embed.py", "app.lds", "bzimage.py", "app.py", "copy.py", "source.py")
+ASSETS = Assets(
+    b"int main;",
+    {name: name.encode() for name in toolchain.MODULES},
+    {name: name.encode() for name in SCRIPTS},
+    {name: name.encode() for name in SCRIPTS},
+)
+SERIES = replace(KERNEL, configs={"base": b"CONFIG_A=y\n", "debug": b"CONFIG_D=y\n"})
+
+
+def select(sources: Sequence[str], exclude: Sequence[str], place: Location) -> ContextTree:
+    if "gone" in sources:
+        raise UserError("'gone' is not in the build context", location=place)
+    return ContextTree(Digest.of_json([*sources, "without", *exclude]), "/context", tuple(sources))
+
+
+def planned(text: str = UKLFILE, options: Options | None = None, assets: Assets = ASSETS) -> Plan:
+    series = {"6.12": SeriesInfo("6.12", ("BYP",))}
+    spec = build_spec(parse(text, "Uklfile"), build_args={}, base_images=["debian-trixie"], series=series)
+    return plan(resolve(spec, Lock(), Folders(series=SERIES), Archive()), select, assets, options)
+
+
+def changed(before: Plan, after: Plan) -> set[str]:
+    """Steps whose keys differ, or that are only in one of the two."""
+    keys: tuple[Mapping[str, Digest], ...] = (before.graph.keys, after.graph.keys)
+    return {name for name in keys[0].keys() | keys[1].keys() if keys[0].get(name) != keys[1].get(name)}
+
+
+def problems(text: str) -> list[str]:
+    with pytest.raises(UserErrors) as caught:
+        planned(text)
+    return [error.line() for error in caught.value.errors]
+
+
+def test_the_steps_of_an_image_and_what_each_needs() -> None:
+    found = planned()
+    assert found.graph.target == "image"
+    assert {step.id: step.needs() for step in found.graph.steps} == {
+        "base:debian-trixie": (),
+        "toolchain:debian-trixie": ("base:debian-trixie",),
+        "stage:build:1": ("toolchain:debian-trixie",),
+        "stage:build:2": ("stage:build:1",),
+        "stage:build:3": ("stage:build:2",),
+        "stage:build:4": ("stage:build:3",),
+        "pick:1": ("stage:build:4",),
+        "kernel-kit": ("base:debian-trixie",),
+        "app:redis-server": ("kernel-kit", "stage:build:4"),
+        "bzimage": ("app:redis-server", "base:debian-trixie", "kernel-kit"),
+        "init": ("base:debian-trixie",),
+        "initramfs": ("init", "pick:1"),
+        "image": ("app:redis-server", "bzimage", "initramfs"),
+    }
+
+
+def test_titles_name_stage_and_place_in_it() -> None:
+    titles = [step.title for step in planned().graph.steps if step.id.startswith("stage:")]
+    assert titles == [
+        "[build 1/4] WORKDIR /src",
+        "[build 2/4] SOURCE debian:redis=8 /src",
+        "[build 3/4] COPY fix.patch /src/",
+        "[build 4/4] RUN make",
+    ]
+
+
+def test_errors_of_steps_have_a_place_in_the_uklfile() -> None:
+    places = planned().places
+    assert places["stage:build:4"] == Location("Uklfile", 5, 1)
+    assert places["app:redis-server"].line == 7
+
+
+def test_build_steps_run_with_the_wrapper() -> None:
+    step = planned().graph.step("stage:build:4")
+    assert isinstance(step.action, Container)
+    assert step.action.env["CC"] == "ukl-gcc"
+    assert step.action.workdir == "/src"
+    assert not step.action.network
+
+
+def test_copy_from_a_stage_takes_its_picked_files() -> None:
+    step = planned().graph.step("initramfs")
+    assert step.inputs["copy:0"] == Output("pick:1", "var/lib/ukl/picked")
+    assert isinstance(step.inputs["copy:1"], ContextTree)
+    assert isinstance(step.action, Host)
+    assert isinstance(step.action.params, Mapping)
+    assert step.action.params["folders"] == ["/data", "/work"]
+
+
+def test_what_the_image_says() -> None:
+    found = planned()
+    step = found.graph.step("image")
+    assert isinstance(step.action, Host)
+    run = run_config_of(step.action.params)
+    assert run == found.run
+    assert run.program == "redis-server"
+    assert run.argv == ("redis-server", "/etc/redis.conf")
+    assert run.cmdline == 'quiet "my=a b"'
+    assert run.exposed_ports == ("6379/tcp",)
+    assert (run.kernel_version, run.libc_version) == ("6.12.107", "1")
+    assert run.env == {"A": "1"}
+
+
+ALL_BELOW_RUN = {"stage:build:4", "pick:1", "app:redis-server", "bzimage", "initramfs", "image"}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "steps"),
+    [
+        ("RUN make\n", "RUN make -j2\n", ALL_BELOW_RUN),
+        ("fix.patch", "fox.patch", {"stage:build:3", *ALL_BELOW_RUN}),
+        ("CMD [", "MEMORY 512M\nCMD [", {"image"}),
+        ("ENV A=1", "ENV A=2", {"initramfs", "image"}),
+        ("hello /etc/hello", "hello /etc/hullo", {"initramfs", "image"}),
+        ("LINK --from", "KCONFIG EXT4_FS=y\nLINK --from", {"kernel-kit", "app:redis-server", "bzimage", "image"}),
+    ],
+)  # fmt: skip
+def test_a_change_reruns_what_depends_on_it_and_nothing_else(old: str, new: str, steps: set[str]) -> None:
+    assert changed(planned(), planned(UKLFILE.replace(old, new))) == steps
+
+
+def test_comments_and_places_are_in_no_key() -> None:
+    assert changed(planned(), planned("# a remark\n\n" + UKLFILE)) == set()
+
+
+@pytest.mark.parametrize(
+    ("folder", "name", "steps"),
+    [
+        ("link", "bzimage.py", {"bzimage", "image"}),
+        ("link", "link.py", {"app:redis-server", "bzimage", "image"}),
+        ("link", "kit.py", {"kernel-kit", "app:redis-server", "bzimage", "image"}),
+        ("inside", "app.py", {"app:redis-server", "bzimage", "image"}),
+    ],
+)
+def test_a_change_of_a_script_reruns_the_steps_that_run_it(folder: str, name: str, steps: set[str]) -> None:
+    link = {**ASSETS.link, name: b"changed"} if folder == "link" else ASSETS.link
+    inside = {**ASSETS.inside, name: b"changed"} if folder == "inside" else ASSETS.inside
+    assert changed(planned(), planned(assets=replace(ASSETS, link=link, inside=inside))) == steps
+
+
+def test_another_kernel_configuration_shares_everything_but_the_kernel() -> None:
+    debug = planned(options=Options(kernel_configs=("debug",)))
+    assert changed(planned(), debug) == {"kernel-kit", "app:redis-server", "bzimage", "image"}
+
+
+def test_a_target_stops_at_a_stage_and_drops_what_it_does_not_need() -> None:
+    found = planned(options=Options(target="build")).graph
+    assert found.target == "stage:build:4"
+    assert {step.id for step in found.steps} == {
+        "base:debian-trixie",
+        "toolchain:debian-trixie",
+        *(f"stage:build:{n}" for n in range(1, 5)),
+    }
+
+
+def test_an_unknown_target() -> None:
+    with pytest.raises(UserError, match="no build stage 'other' to stop at"):
+        planned(options=Options(target="other"))
+
+
+def test_a_stage_on_a_stage_starts_where_that_one_ends() -> None:
+    text = "FROM debian:trixie AS a\nRUN one\nFROM a AS b\nRUN two\nFROM ukl:6.12\nLINK --from=b /p\n"
+    assert planned(text).graph.step("stage:b:1").needs() == ("stage:a:1",)
+
+
+def test_stages_that_nothing_needs_are_not_built() -> None:
+    text = "FROM debian:trixie AS idle\nRUN one\n" + UKLFILE
+    assert not any(step.id.startswith("stage:idle") for step in planned(text).graph.steps)
+
+
+def test_packages_are_inputs_of_their_step() -> None:
+    text = UKLFILE.replace("RUN make", "PACKAGES ninja-build\nRUN make")
+    step = planned(text).graph.step("stage:build:4")
+    assert [found.name for found in step.inputs.values() if isinstance(found, Blob)] == ["ninja-build_1_amd64.deb"]
+
+
+def test_what_cannot_be_done_yet_is_said_at_its_place_all_at_once() -> None:
+    text = UKLFILE.replace("RUN make", "RUN --mount=type=cache,target=/c make\nDEPENDS debian:zlib1g-dev")
+    text = text.replace("VOLUME", "USERLAND busybox\nVOLUME")
+    assert problems(text) == [
+        "Uklfile:5:1: this version of uklimg does not support RUN --mount=type=cache yet",
+        "Uklfile:6:1: this version of uklimg does not support DEPENDS yet",
+        "Uklfile:7:1: this version of uklimg does not support USERLAND busybox yet",
+    ]
+
+
+def test_files_that_are_not_in_the_context_are_said_at_their_place() -> None:
+    assert problems(UKLFILE.replace("fix.patch", "gone").replace("COPY hello", "COPY gone")) == [
+        "Uklfile:4:1: 'gone' is not in the build context",
+        "Uklfile:9:1: 'gone' is not in the build context",
+    ]
