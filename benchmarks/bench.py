@@ -71,10 +71,11 @@ def run(args: argparse.Namespace, measure: Callable[[Bench], report.Report]) -> 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of a step: ``whole`` from its inputs to its result in the store, ``command`` of its command alone."""
+    """Seconds of a step: ``whole`` from its inputs to its result in the store, ``command`` of its command alone where
+    that is known."""
 
     whole: float
-    command: float
+    command: float | None = None
 
 
 class _Recorder:
@@ -148,17 +149,23 @@ class Bench:
         new = replace(step, action=action, kind=kind or step.kind, recipe_version=time.time_ns())
         self.make(replace_step(graph, new))
         whole = self._events.seconds[name]
-        return Timing(whole, self._events.command.get(name, whole))
+        return Timing(whole, self._events.command.pop(name, None))
 
     def cold(self, graph: Graph, name: str) -> Timing:
-        """How long the step ``name`` takes when the store has what it needs and not its result."""
+        """How long the step ``name`` takes. Where the store lacks its result, that is made and not made again."""
         with self.store.session():
             there = self.store.lookup(graph.keys[name], verify=False) is not None
         if there:
             return self.again(graph, name)
         self.make(Graph.of(graph.steps, name))
-        whole = self._events.seconds[name]
-        return Timing(whole, whole)
+        return Timing(self._events.seconds[name])
+
+    def command(self, graph: Graph, name: str, script: str = "") -> float:
+        """Seconds of the command of the step ``name``, or of ``script`` in its place; leaves no result."""
+        seconds = self.again(graph, name, script, kind=Kind.TREE).command
+        if seconds is None:
+            raise InternalError(f"{name} runs no command")
+        return seconds
 
     def tree(self, graph: Graph, name: str) -> Path:
         """The folder that the step ``name`` made."""

@@ -11,9 +11,10 @@ import sys
 
 from benchmarks import bench, byhand, report
 from uklimg.errors import UserError
-from uklimg.graph import Graph, Kind
+from uklimg.graph import Graph
 
 MODULE = "benchmarks.build"
+COLUMNS = ("step", "its command, s", "the step, s", "by hand, s", "step / by hand")
 
 
 def main() -> int:
@@ -29,27 +30,25 @@ def measure(found: bench.Bench, args: argparse.Namespace) -> report.Report:
     names = choose(graph, args.steps)
     facts = report.machine(found.host.env)
     downloads = found.fetch(graph)
-    rows: list[tuple[report.Cell, ...]] = []
-    totals: dict[str, float] = {}
+    steps: dict[str, bench.Timing] = {}
     hands: dict[str, float] = {}
     for name in names:
-        step = graph.step(name)
-        totals[name] = found.cold(graph, name).whole
-        script = "" if args.no_hand else byhand.script(step)
+        steps[name] = found.cold(graph, name)
+        script = "" if args.no_hand else byhand.script(graph.step(name))
         if script:
-            # As a TREE, so that nothing of it is stored: its time is that of the command alone.
-            hands[name] = found.again(graph, name, script, kind=Kind.TREE).command
-    ratio = byhand.ratios(totals, hands)
-    for name in names:
-        rows.append((f"{name}: {graph.step(name).title}", totals[name], hands.get(name), ratio.get(name)))
-    rows.append(("all of these", sum(totals.values()), None, None))
+            hands[name] = found.command(graph, name, script)
+    rows = [row(f"{name}: {graph.step(name).title}", steps[name], hands.get(name)) for name in names]
+    rows.append(("all of these", None, sum(one.whole for one in steps.values()), None, None))
     if hands:
-        both = sum(totals[name] for name in hands)
-        by_hand = sum(hands.values())
-        rows.append(("what was done both ways", both, by_hand, both / by_hand))
+        both = bench.Timing(sum(steps[name].whole for name in hands))
+        rows.append(row("what was done both ways", both, sum(hands.values())))
     note = f"Downloads: {report.text(downloads)} s (near 0 when the store has the files)."
-    table = report.Table("Steps of a cold build", ("step", "uklimg, s", "by hand, s", "ratio"), tuple(rows), note)
+    table = report.Table("Steps of a cold build", COLUMNS, tuple(rows), note)
     return report.Report("build", facts, (table,))
+
+
+def row(label: str, step: bench.Timing, hand: float | None) -> tuple[report.Cell, ...]:
+    return label, step.command, step.whole, hand, step.whole / hand if hand else None
 
 
 def choose(graph: Graph, wanted: list[str]) -> list[str]:

@@ -5,19 +5,20 @@ The scripts find the step's inputs where the step does.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import shlex
 from dataclasses import replace
 
 from uklimg.errors import InternalError
 from uklimg.graph import Container, Graph, Inline, InlineFile, Step
 from uklimg.recipes import kernel as kernel_recipe
+from uklimg.recipes.scripts import HOME
 from uklimg.recipes.toolchain import environment
 
 KERNEL = """\
 mkdir -p /tmp/hand/source
 cd /tmp/hand/source
 tar --extract --strip-components=1 --file="$(echo /in/linux_*.tar.xz)"
-cat /in/patches/*.patch /dev/null | patch --strip=1 --quiet
+find /in/patches -name '*.patch' | sort | xargs -r cat | patch --strip=1 --quiet
 cat /in/config/*.config > /tmp/hand/wanted
 make O=/tmp/hand/objects KCONFIG_ALLCONFIG=/tmp/hand/wanted allnoconfig
 make O=/tmp/hand/objects -j"$(nproc)" vmlinux bzImage
@@ -25,6 +26,10 @@ make O=/tmp/hand/objects -j"$(nproc)" vmlinux bzImage
 SOURCE = """\
 mkdir /tmp/hand
 dpkg-source --no-check --extract /in/source/*.dsc /tmp/hand/source
+"""
+# The object that the compiler wrapper kept.
+LINK = """\
+gcc -static -o /tmp/hand "$(ukl-find {program})" -lm
 """
 PLAIN = "plain-kernel"
 
@@ -40,6 +45,15 @@ def script(step: Step) -> str:
         # With the distribution's own compiler instead of our wrapper.
         return f"unset {' '.join(sorted(environment()))}\ncd {action.workdir}\n{action.argv[2]}"
     return ""
+
+
+def static_link(step: Step) -> str:
+    """For the application step: an ordinary static link of what the step links for the kernel."""
+    if not isinstance(step.action, Container):
+        raise InternalError("the application's recipe has changed")
+    argv = step.action.argv
+    program = argv[argv.index(f"{HOME}/inside/app.py") + 1]
+    return LINK.format(program=shlex.quote(program))
 
 
 def plain_kernel(graph: Graph) -> Graph:
@@ -63,8 +77,3 @@ def _without_ukl(config: Inline) -> tuple[InlineFile, ...]:
 
 def _lines_without_ukl(content: bytes) -> bytes:
     return b"".join(line for line in content.splitlines(keepends=True) if b"CONFIG_UKL" not in line)
-
-
-def ratios(uklimg: Mapping[str, float], hand: Mapping[str, float]) -> dict[str, float]:
-    """How many times as long uklimg took, of what was done both ways."""
-    return {name: uklimg[name] / seconds for name, seconds in hand.items() if name in uklimg and seconds > 0}

@@ -6,7 +6,7 @@ import argparse
 import sys
 import time
 
-from benchmarks import bench, report
+from benchmarks import bench, byhand, report
 from uklimg import proc
 from uklimg.errors import ToolError
 from uklimg.recipes import app as app_recipe
@@ -37,20 +37,23 @@ def measure(found: bench.Bench, args: argparse.Namespace) -> report.Report:
     _command(found, build_cmd)  # the first may have to write a tag, or the lock
     builds: list[float] = []
     imports: list[float] = []
+    plain: list[float] = []
     links: list[bench.Timing] = []
     packs: list[bench.Timing] = []
     app = next(step.id for step in graph.steps if step.id.startswith(app_recipe.step_id("")))
     for _ in range(args.repeat):
         builds.append(_command(found, build_cmd, expect="0 of "))
         imports.append(_command(found, import_cmd))
+        plain.append(found.command(graph, app, byhand.static_link(graph.step(app))))
         links.append(found.again(graph, app))
         packs.append(found.again(graph, bzimage_recipe.STEP_ID))
     rows = (
         ("uklimg build, nothing changed", *_spread(builds)),
         ("of it, Python and its imports", *_spread(imports)),
-        ("link and embed: objects to bootable vmlinux", *_spread([timing.command for timing in links])),
+        ("ordinary static link of Redis' objects", *_spread(plain)),
+        ("link and embed: the same objects to a bootable vmlinux", *_spread(_commands(links))),
         ("the whole step, container and store included", *_spread([timing.whole for timing in links])),
-        ("bzImage of that vmlinux", *_spread([timing.command for timing in packs])),
+        ("bzImage of that vmlinux", *_spread(_commands(packs))),
         ("the whole step, container and store included", *_spread([timing.whole for timing in packs])),
     )
     title = f"Building Redis again, {args.repeat} times"
@@ -65,6 +68,10 @@ def _command(found: bench.Bench, argv: list[str], expect: str = "") -> float:
     if expect not in done.tail:
         raise ToolError("the build was to run no step", detail=done.tail)
     return seconds
+
+
+def _commands(timings: list[bench.Timing]) -> list[float]:
+    return [timing.command for timing in timings if timing.command is not None]
 
 
 def _spread(values: list[float]) -> tuple[float, float]:
