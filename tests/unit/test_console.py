@@ -1,0 +1,168 @@
+"""What a user sees of events: lines, JSON, bars; and never a password or a control character."""
+
+from __future__ import annotations
+
+import io
+import json
+import threading
+from collections.abc import Sequence
+
+import pytest
+
+from uklimg.console import BarConsole, JsonConsole, PlainConsole, clean, console, size
+from uklimg.events import (
+    BuildPlanned,
+    Event,
+    Note,
+    StepCached,
+    StepFailed,
+    StepFinished,
+    StepOutput,
+    StepStarted,
+    TransferFinished,
+    TransferProgress,
+    TransferStarted,
+)
+
+pytestmark = pytest.mark.unit
+
+BUILD: Sequence[Event] = (
+    BuildPlanned(2, 1),
+    StepCached("base", "base image", "sha256:1"),
+    StepStarted("run", "RUN make", "sha256:2"),
+    TransferStarted("t", "fetch", "a.deb", 2_000_000),
+    TransferProgress("t", 2_000_000),
+    TransferFinished("t"),
+    TransferStarted("u", "fetch", "b.deb", 5),
+    TransferFinished("u", skipped=True),
+    StepOutput("run", "cc -c a.c"),
+    StepFinished("run", "RUN make", 2.04),
+    Note("done"),
+    Note("careful", warning=True),
+)
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def shown(made: PlainConsole | JsonConsole | BarConsole, stream: io.StringIO, sent: Sequence[Event]) -> str:
+    with made as sink:
+        for event in sent:
+            sink(event)
+    return stream.getvalue()
+
+
+def plain(*sent: Event) -> str:
+    stream = io.StringIO()
+    return shown(PlainConsole(stream), stream, sent)
+
+
+def test_plain_lines() -> None:
+    assert plain(*BUILD) == (
+        "2 steps, 1 of them cached\n"
+        "CACHED base image\n"
+        "=> RUN make\n"
+        "fetch a.deb (2.0 MB)\n"
+        "   | cc -c a.c\n"
+        "   done in 2.0 s: RUN make\n"
+        "done\n"
+        "warning: careful\n"
+    )
+
+
+def test_a_failed_step_says_where_the_log_is() -> None:
+    assert plain(StepFailed("run", "RUN make", "/store/logs/1.log")).endswith("log: /store/logs/1.log\n")
+
+
+def test_json_is_one_object_a_line_with_all_fields() -> None:
+    stream = io.StringIO()
+    lines = [json.loads(line) for line in shown(JsonConsole(stream), stream, BUILD).splitlines()]
+    assert len(lines) == len(BUILD)
+    assert lines[0] == {"event": "build-planned", "total": 2, "cached": 1}
+    assert lines[2] == {"event": "step-started", "step": "run", "title": "RUN make", "key": "sha256:2"}
+    assert lines[9] == {"event": "step-finished", "step": "run", "title": "RUN make", "seconds": 2.04}
+
+
+def test_bars_end_with_lines_of_what_was_done() -> None:
+    stream = Terminal()
+    text = shown(BarConsole(stream), stream, BUILD)
+    assert "CACHED base image" in text
+    assert "done in 2.0 s: RUN make" in text
+    assert "fetch a.deb" in text
+    assert "2/2" in text
+    # The last thing is that the bar is taken away: nothing of it stays on the line.
+    assert text.rpartition("\r")[2].strip("\x1b[A \n") == ""
+
+
+@pytest.mark.parametrize(
+    ("progress", "stream", "kind"),
+    [
+        ("auto", Terminal(), BarConsole),
+        ("auto", io.StringIO(), PlainConsole),
+        ("plain", Terminal(), PlainConsole),
+        ("json", Terminal(), JsonConsole),
+    ],
+)
+def test_who_is_shown_what(progress: str, stream: io.StringIO, kind: type[object]) -> None:
+    assert type(console(progress, stream)) is kind
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("https://me:secret@host.example/x", "https://***@host.example/x"),
+        ("\x1b[31mred\x1b[0m", "red"),
+        ("\x1b]0;title\x07text", "text"),
+        ("bell\x07 and back\x08", "bell and back"),
+        ("a\ttab and ümläut", "a\ttab and ümläut"),
+        ("mail a@b.example", "mail a@b.example"),
+    ],
+)
+def test_clean(text: str, expected: str) -> None:
+    assert clean(text) == expected
+
+
+@pytest.mark.parametrize("made", [PlainConsole, JsonConsole])
+def test_no_password_and_no_control_character_is_printed(
+    made: type[PlainConsole] | type[JsonConsole],
+) -> None:
+    stream = io.StringIO()
+    text = shown(made(stream), stream, [StepOutput("s", "\x1b[2Jfrom https://me:secret@host/"), Note("x://a:b@c")])
+    assert "secret" not in text
+    assert "a:b" not in text
+    assert "\x1b" not in text
+
+
+def test_a_reader_that_is_gone_does_not_end_the_build() -> None:
+    stream = io.StringIO()
+    stream.close()
+    sink = PlainConsole(stream)
+    sink(Note("nobody hears this"))
+    assert stream.closed
+
+
+def test_events_of_several_threads_stay_whole_lines() -> None:
+    stream = io.StringIO()
+    sink = PlainConsole(stream)
+
+    def send(word: str) -> None:
+        for _ in range(200):
+            sink(Note(word * 20))
+
+    threads = [threading.Thread(target=send, args=(word,)) for word in "abcd"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    lines = stream.getvalue().splitlines()
+    assert len(lines) == 800
+    assert set(lines) == {word * 20 for word in "abcd"}
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (12_345_678, "12.3 MB"), (3e15, "3000.0 TB")]
+)
+def test_sizes(count: float, text: str) -> None:
+    assert size(count) == text
