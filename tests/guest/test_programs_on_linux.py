@@ -126,7 +126,7 @@ def test_attacks_say_the_same_each_time(workshop: Workshop) -> None:
 
 def test_an_escape_is_noticed(workshop: Workshop) -> None:
     stub = workshop.scratch.parent / "stub"
-    stub.write_text("#!/bin/sh\nexit 42\n")
+    stub.write_text('#!/bin/sh\ntest "$UKL_PROBE" = 1 && test "$UKL_PROGRAM" = beside && exit 42\n')
     stub.chmod(0o755)
     done = workshop.run(workshop.build("attack", "static"), "--self-test", UKL_STUB=str(stub))
     assert done.status == 1

@@ -21,7 +21,8 @@
 
 #define STUB_MAGIC "\177UKL1\n"
 
-static char *const probing[] = {"UKL_PROBE=1", "EXPECT_UKL=1", NULL};
+/* UKL_PROGRAM is for an executable that holds all guest programs: the stub must then be `beside`, or it tells nothing. */
+static char *const probing[] = {"UKL_PROBE=1", "UKL_PROGRAM=beside", NULL};
 
 static const char *stub_name(void)
 {
@@ -233,7 +234,7 @@ static void traced_stub(long unused)
 /* Started untraced (programs/beside.c runs as long as its command does), then attacked by its own user. */
 static void attacked_stub(long unused)
 {
-	char *const arguments[] = {here.stub, here.self, "--sleep", NULL}, *const environment[] = {NULL};
+	char *const arguments[] = {here.stub, here.self, "--sleep", NULL}, *const environment[] = {"UKL_PROGRAM=beside", NULL};
 	pid_t child = fork();
 	int status;
 
