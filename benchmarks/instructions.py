@@ -39,6 +39,7 @@ OPERATIONS = {
     "clock_gettime": "clock_gettime",
     "fault-read": "page fault, reading",
     "fault-write": "page fault, writing",
+    "fault-kernel": "read, whose buffer faults, writing",
     "timer": "timer interrupt",
 }
 CLEAR = "clear-page"
@@ -119,7 +120,7 @@ def table(title: str, plain: Counts | None, ring3: Counts, ukl: Counts) -> repor
         unpatched = (plain.minimum[name],) if plain else ()
         rows.append((label, *unpatched, before, after, after - before, after / before))
     columns = ("operation", *(("without patches",) if plain else ()), "ring 3", "UKL", "difference", "ratio")
-    note = f"Of a page fault that writes, {ukl.minimum[CLEAR]:,} instructions are `rep stosb` clearing the page."
+    note = f"{ukl.minimum[CLEAR]:,} instructions of each fault that writes are `rep stosb`, which clears the page."
     return report.Table(title, columns, tuple(rows), note)
 
 

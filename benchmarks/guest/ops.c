@@ -117,8 +117,13 @@ static void system_calls(void)
 	expect(result, 0, "clock_gettime");
 }
 
-/* The first access to each of SAMPLES pages. A read maps the page of zeros: the fault without clearing a page. */
-static void page_faults(const char *name, int writes)
+enum access { READS, WRITES, KERNEL_WRITES };
+
+/*
+ * The first access to each of SAMPLES pages. A read maps the page of zeros: the fault without clearing a page. The kernel
+ * writes in read(2): a system call that is interrupted by a fault at CPL 0.
+ */
+static void page_faults(const char *name, enum access access)
 {
 	size_t size = (size_t)SAMPLES * PAGE;
 	volatile char *memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -128,12 +133,15 @@ static void page_faults(const char *name, int writes)
 	if (madvise((void *)memory, size, MADV_NOHUGEPAGE) != 0)
 		die("madvise");
 	for (unsigned n = 0; n < SAMPLES; n++) {
+		volatile char *at = &memory[(size_t)n * PAGE];
 		uint64_t begin = now();
 
-		if (writes)
-			memory[(size_t)n * PAGE] = 1;
-		else
-			(void)memory[(size_t)n * PAGE];
+		if (access == READS)
+			(void)*at;
+		else if (access == WRITES)
+			*at = 1;
+		else if (read(zero_fd, (void *)at, 1) != 1)
+			die("read");
 		sample[n] = now() - begin;
 	}
 	report(name, SAMPLES, reading);
@@ -167,8 +175,9 @@ int main(void)
 	memset(page_buffer, 1, sizeof page_buffer);
 	calibrate();
 	system_calls();
-	page_faults("fault-write", 1);
-	page_faults("fault-read", 0);
+	page_faults("fault-read", READS);
+	page_faults("fault-write", WRITES);
+	page_faults("fault-kernel", KERNEL_WRITES);
 	timer();
 	return 0;
 }
