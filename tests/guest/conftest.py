@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from guestlib import Image
+from guestlib import BuildImage, Image
 
 from uklimg import oci, proc
 from uklimg.cli.run import boot_file
@@ -18,15 +17,14 @@ from uklimg.store import Store
 
 HERE = Path(__file__).parent
 BUSYBOX = Path("/bin/busybox")
-BuildImage = Callable[[str], Image]
 
 
 @pytest.fixture(scope="session")
 def context(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The sources of the guest programs and a static busybox, as a build context."""
     folder = tmp_path_factory.mktemp("guest") / "context"
-    ignore = shutil.ignore_patterns("*.py", "__pycache__", "*.toml", "out")
-    shutil.copytree(HERE, folder, ignore=ignore)
+    for name in ("programs", "attack", "suite"):
+        shutil.copytree(HERE / name, folder / name, ignore=shutil.ignore_patterns("out"))
     shutil.copy(BUSYBOX, folder / "busybox")
     return folder
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import TracebackType
 
 from guestprograms import GuestProgram, Role, load
 
@@ -41,6 +46,9 @@ class Image:
     vmlinux: Path
     bzimage: Path
     initramfs: Path
+
+
+BuildImage = Callable[[str], Image]
 
 
 @dataclass(frozen=True)
@@ -90,3 +98,47 @@ def sections(console: str) -> Mapping[str, Ended]:
 def trouble(log: str) -> list[str]:
     """Lines of a kernel log that should not be there."""
     return [line for line in log.splitlines() if TROUBLE.search(line) and not HARMLESS.search(line)]
+
+
+class NmiStorm:
+    """Sends NMIs to a QEMU all the time, by its monitor at the socket ``path``; ``options`` start the monitor."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self.options = ("-qmp", f"unix:{path},server=on,wait=off")
+
+    def __enter__(self) -> NmiStorm:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._over.set()
+        self._thread.join(10)
+
+    def _run(self) -> None:
+        while not self._over.is_set() and not self._path.exists():
+            time.sleep(0.05)
+        try:
+            with socket.socket(socket.AF_UNIX) as monitor:
+                monitor.connect(str(self._path))
+                with monitor.makefile("rw") as stream:
+                    stream.readline()
+                    self._send(stream.write, stream.flush, stream.readline, "qmp_capabilities")
+                    while not self._over.is_set():
+                        self._send(stream.write, stream.flush, stream.readline, "inject-nmi")
+                        time.sleep(0.002)
+        except OSError:
+            return  # the machine is gone, and with it the storm
+
+    @staticmethod
+    def _send(
+        write: Callable[[str], object], flush: Callable[[], object], read: Callable[[], str], command: str
+    ) -> None:
+        write(json.dumps({"execute": command}) + "\n")
+        flush()
+        if not read():
+            raise OSError("the monitor is closed")

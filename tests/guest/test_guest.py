@@ -3,10 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
-from conftest import BuildImage
-from guestlib import LINUX, UKL, Ended, boot, guest_programs, program, sections, shell, trouble
+from guestlib import (
+    LINUX,
+    UKL,
+    BuildImage,
+    Ended,
+    NmiStorm,
+    boot,
+    guest_programs,
+    program,
+    sections,
+    shell,
+    trouble,
+)
 
 from uklimg.runner.request import RunOptions
 
@@ -52,3 +65,52 @@ def test_the_kernel_has_nothing_to_complain_of(
 
 def test_a_shell_runs_beside_it(results: Mapping[tuple[str, int], Mapping[str, Ended]]) -> None:
     assert "suite" in results["base", 1]["busybox"].output
+
+
+def test_ring_3_cannot_become_ukl(suite_image: BuildImage) -> None:
+    """Every attempt of the attack program, with the application running beside it, is refused.
+
+    Emulators before QEMU 9.1 read a far return's frame with the kernel's rights, and an unpatched kernel oopses on
+    that, too: with SMAP off they get it right.
+    """
+    attack = program("beside", UKL, ["@attack@"])
+    attack = replace(attack, env={**attack.env, "UKL_FAR_STACK": "1"}, timeout=900)
+    options = RunOptions(cpus=2, extra=("-cpu", "max,smap=off"))
+    ended = sections(boot(suite_image("base"), [attack, shell("dmesg", "dmesg")], options))
+    output = ended["ukl:beside"].output
+    assert "SUCCEEDED" not in output
+    assert "attack: all refused" in output
+    assert output.count("refused:") > 500
+    assert ended["ukl:beside"].status == "exit 0"
+    assert trouble(ended["dmesg"].output) == []
+
+
+def test_ring_3_cannot_become_ukl_with_smap(suite_image: BuildImage) -> None:
+    attack = replace(program("beside", UKL, ["@attack@"]), timeout=900)
+    ended = sections(boot(suite_image("debug"), [attack, shell("dmesg", "dmesg")], RunOptions(cpus=2)))
+    assert "attack: all refused" in ended["ukl:beside"].output
+    assert ended["ukl:beside"].status == "exit 0"
+    assert trouble(ended["dmesg"].output) == []
+
+
+@pytest.mark.parametrize("pti", ["off", "on"])
+def test_nmis_at_any_moment(suite_image: BuildImage, tmp_path: Path, pti: str) -> None:
+    """NMIs all the time, also into the code that moves exception frames: nothing is lost, nobody complains."""
+    programs = [program(name, UKL) for name in ("sigalrm", "threads", "fork", "segv")]
+    programs += [shell("grep NMI /proc/interrupts", "count"), shell("dmesg", "dmesg")]
+    with NmiStorm(tmp_path / "qmp") as storm:
+        options = RunOptions(cpus=2, cmdline=f"pti={pti}", extra=storm.options)
+        ended = sections(boot(suite_image("debug"), programs, options))
+    for name in ("sigalrm", "threads", "fork", "segv"):
+        assert ended[f"ukl:{name}"].status == "exit 0", ended[f"ukl:{name}"].output
+    counts = [int(word) for word in ended["count"].output.split() if word.isdigit()]
+    assert sum(counts) > 1000
+    assert trouble(ended["dmesg"].output) == []
+
+
+def test_a_kernel_stack_that_overflows_is_told(suite_image: BuildImage) -> None:
+    """The kernel's own test module exhausts a kernel stack: a report, not a hang."""
+    debugfs = "/sys/kernel/debug"
+    provoke = f"mount -t debugfs d {debugfs}; echo EXHAUST_STACK > {debugfs}/provoke-crash/DIRECT"
+    console = boot(suite_image("debug"), [shell(provoke, "overflow"), shell("dmesg", "dmesg")], RunOptions(cpus=2))
+    assert "stack guard page was hit" in sections(console)["dmesg"].output
