@@ -23,7 +23,6 @@ from uklimg.recipes.initramfs import CopyInput, initramfs_step
 from uklimg.recipes.kernel import KernelConfig, kernel_step
 from uklimg.resolve import ResolvedSpec
 from uklimg.spec.model import (
-    BaseImage,
     BuildStage,
     ContextSource,
     Copy,
@@ -211,11 +210,12 @@ class _Planner:
             return None
         if copy.origin is None:
             return self._select(copy.sources, copy.exclude, copy.location)
-        origin = copy.origin
-        below = self._bases[origin.name] if isinstance(origin, BaseImage) else self._bottom(origin)
+        origin, below = copy.origin, self._bottom(copy.origin)
+        if isinstance(origin, OciImage):
+            raise InternalError("an image of a registry passed `resolve`")
         self._picks += 1
         sources = tuple(source.replace("/./", "/") for source in copy.sources)
-        step = stage.pick_step(f"pick:{self._picks}", below, sources, self._assets.inside)
+        step = stage.pick_step(f"pick:{self._picks}", below, origin.name, sources, self._assets.inside)
         return stage.picked(self._add(step, copy.location))
 
     # --- the image

@@ -31,6 +31,8 @@ def run(args: argparse.Namespace, host: Host) -> int:
     for name in names:
         if name.digest is not None:
             raise UserError(f"-t {name}: a digest is no name", hint="NAME:TAG")
+    if args.target and names:
+        raise UserError(f"--target={args.target} makes no image that could be named", hint="leave out -t")
     if args.jobs:
         _limit_processors(args.jobs)
     if args.plan:
@@ -49,8 +51,6 @@ def _build(args: argparse.Namespace, host: Host, names: list[Reference], sink: C
         built = executor.run(made.graph, made.places, again=args.no_cache)
         root = built.result.root
         tags = [str(name) for name in names] or ([] if args.target else [project.default_name])
-        if args.target and names:
-            raise UserError(f"--target={args.target} makes no image that could be named", hint="leave out -t")
         for tag in tags:
             store.tag(tag, root)
     sink(Note(f"{len(built.ran)} of {len(made.graph.steps)} steps ran"))

@@ -134,14 +134,15 @@ def copy_title(copy: Copy, origin: str) -> str:
     return title(" ".join([*words, *copy.sources, *(f"<<{file.name}" for file in copy.files), copy.dest]))
 
 
-def pick_step(step_id: str, below: str, sources: Sequence[str], inside: Mapping[str, bytes]) -> Step:
-    """What COPY --from takes out of a stage: a layer on top of it that holds the sources below PICKED, under the
-    paths they have there."""
+def pick_step(step_id: str, below: str, stage: str, sources: Sequence[str], inside: Mapping[str, bytes]) -> Step:
+    """What COPY --from takes out of a stage (called ``stage``): a layer on top of it that holds the sources below
+    PICKED, under the paths they have there."""
+    sources = [f"/{source.lstrip('/')}" for source in sources]
     argv = python("inside/copy.py", "pick", "--into", f"/{PICKED}", *sources)
     action = Container(rootfs=below, argv=argv)
     return _step(
         step_id,
-        f"take {' '.join(sources)} from the stage",
+        f"take {' '.join(sources)} from {stage}",
         "pick",
         action,
         {f"{HOME}/inside": scripts(inside, "copy.py")},
