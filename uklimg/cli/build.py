@@ -45,7 +45,7 @@ def _build(args: argparse.Namespace, host: Host, names: list[Reference], sink: C
     project = options.project_of(args, host)
     store = host.store(sink)
     with store.session():
-        found = options.resolved(project, host, store, sink, locked=args.locked, offline=args.offline)
+        found = options.resolved(args, project, host, store, sink, write=not args.locked)
         made = options.planned(args, project, found)
         executor = host.executor(store, sink, offline=args.offline)
         built = executor.run(made.graph, made.places, again=args.no_cache)

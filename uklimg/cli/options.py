@@ -71,16 +71,16 @@ def project_of(args: argparse.Namespace, host: Host) -> Project:
 
 
 def resolved(
-    project: Project, host: Host, store: Store, sink: Sink, *, locked: bool = False, offline: bool = False
+    args: argparse.Namespace, project: Project, host: Host, store: Store, sink: Sink, *, write: bool
 ) -> ResolvedSpec:
-    """Resolve, and write what the lock lacked unless it is ``locked``."""
+    """Resolve with what --locked and --offline allow, and ``write`` what the lock lacked."""
     for place, text in project.spec.warnings:
         sink(Note(f"{place}: {text}", warning=True))
     opened: AbstractContextManager[HostResolver | None]
-    opened = nullcontext() if locked or offline else host.resolver(store, sink)
+    opened = nullcontext() if args.locked or args.offline else host.resolver(store, sink)
     with opened as resolver:
         found = resolve_project(project, host.data(), resolver)
-    if not locked and found.lock != project.lock:
+    if write and found.lock != project.lock:
         write_lock(project.lock_path, found.lock)
         sink(Note(f"wrote {project.lock_path}"))
     return found

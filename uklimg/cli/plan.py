@@ -1,4 +1,4 @@
-"""uklimg plan: every step's key, and whether the store has its result; nothing runs."""
+"""uklimg plan: every step's key, and whether the store has its result; nothing runs, and no lock is written."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def run(args: argparse.Namespace, host: Host) -> int:
         project = options.project_of(args, host)
         store = host.store(sink)
         with store.session():
-            found = options.resolved(project, host, store, sink, locked=args.locked, offline=args.offline)
+            found = options.resolved(args, project, host, store, sink, write=False)
             graph = options.planned(args, project, found).graph
             hits = {step.id: store.lookup(graph.keys[step.id], verify=False) is not None for step in graph.steps}
     wanted = missing(graph, lambda key: any(hits[name] for name, other in graph.keys.items() if other == key))
