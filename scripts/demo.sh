@@ -11,7 +11,9 @@ fi
 log=$(mktemp)
 guest=
 
-say() { printf '\n\033[1m%s\033[0m\n' "$1"; }
+say() {
+    if [[ -t 1 ]]; then printf '\n\033[1m%s\033[0m\n' "$1"; else printf '\n%s\n' "$1"; fi
+}
 
 stop() {
     if [[ -n $guest ]] && kill -0 "$guest" 2>/dev/null; then
@@ -78,7 +80,7 @@ cat <<EOF
   . .venv/bin/activate
   uklimg images                      what there is
   uklimg inspect redis               what is in it
-  uklimg run -p $port:6379 redis     boot it again (Ctrl-C ends it)
+  uklimg run -p $port:6379 redis      boot it again (Ctrl-C ends it)
   uklimg push redis HOST/redis       send it to a registry
 Uklfile.example explains every line of itself; docs/ has the rest.
 EOF

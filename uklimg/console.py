@@ -185,7 +185,7 @@ class BarConsole(_Base):
         match event:
             case BuildPlanned(total=total):
                 self._steps = tqdm(
-                    total=total, file=self._stream, unit="step", leave=False, dynamic_ncols=True, position=1,
+                    total=total, file=self._stream, unit="step", leave=False, dynamic_ncols=True, position=0,
                     bar_format="{bar:20} {n_fmt}/{total_fmt} [{elapsed}] {desc}{postfix}",
                 )  # fmt: skip
             case StepOutput(line=line):
@@ -216,7 +216,7 @@ class BarConsole(_Base):
     def _start(self, event: TransferStarted) -> None:
         if event.verb not in self._transfers:
             bar = tqdm(
-                total=0, file=self._stream, unit="B", unit_scale=True, leave=False, dynamic_ncols=True, position=0
+                total=0, file=self._stream, unit="B", unit_scale=True, leave=False, dynamic_ncols=True, position=1
             )
             self._transfers[event.verb] = _Transfers(bar)
         transfers = self._transfers[event.verb]

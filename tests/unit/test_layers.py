@@ -6,7 +6,7 @@ Here the whole table stands once; the test reads the imports of every module out
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -59,14 +59,22 @@ WORLD = {"subprocess", "socket", "requests", "urllib.request", "http", "time", "
 WORLD_NAMES = {"environ", "getenv", "open", "popen", "system"}
 
 
-def modules() -> Iterator[tuple[str, Path]]:
+@cache
+def modules() -> tuple[tuple[str, Path], ...]:
     """Every module as its dotted name below ``uklimg``."""
+    found = []
     for path in sorted(PACKAGE.rglob("*.py")):
         relative = path.relative_to(PACKAGE)
         if relative.parts[0] == "_data":
             continue
         name = ".".join(relative.with_suffix("").parts)
-        yield (name.removesuffix(".__init__") or name), path
+        found.append((name.removesuffix(".__init__"), path))
+    return tuple(found)
+
+
+@cache
+def nodes(path: Path) -> tuple[ast.AST, ...]:
+    return tuple(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
 
 
 def covers(name: str, module: str) -> bool:
@@ -78,10 +86,11 @@ def layer(module: str) -> int | None:
     return max(fitting)[1] if fitting else None
 
 
+@cache
 def imports(path: Path) -> set[str]:
     """Absolute names of what a file imports, wherever in it; of ``from a import b`` both a and a.b."""
     found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in nodes(path):
         if isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -92,6 +101,7 @@ def imports(path: Path) -> set[str]:
     return found
 
 
+@cache
 def inner(path: Path) -> set[str]:
     """The modules of uklimg among them, by dotted name below it. A package is not among them where what is imported
     is a module of it: ``from uklimg.oci import layer`` needs oci.layer."""
@@ -170,7 +180,7 @@ def test_the_lower_layers_do_not_touch_the_world() -> None:
         if own is None or own > 1:
             continue
         wrong += [f"{name} imports {module}" for module in imports(path) & WORLD]
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in nodes(path):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in WORLD_NAMES:
                 wrong.append(f"{name} calls {node.func.id}")
             if isinstance(node, ast.Attribute) and node.attr in {"environ", "getenv"}:
@@ -197,5 +207,5 @@ def exits(path: Path) -> bool:
         and node.attr in ("exit", "_exit")
         and isinstance(node.value, ast.Name)
         and node.value.id in ("sys", "os")
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for node in nodes(path)
     )

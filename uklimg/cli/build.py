@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 
+from uklimg import oci
 from uklimg.cli import options, plan
 from uklimg.cli.host import Host
 from uklimg.console import Console, console
@@ -38,27 +39,30 @@ def run(args: argparse.Namespace, host: Host) -> int:
     if args.plan:
         return plan.run(args, host)
     with console(args.progress, host.stderr) as sink:
-        return _build(args, host, names, sink)
+        root, tags, ran = _build(args, host, names, sink)
+    if args.format == "json":
+        options.print_json(host, {"digest": str(root.digest), "tags": tags, "ran": list(ran)})
+    else:
+        host.print(" ".join([*tags, str(root.digest)]))
+    return 0
 
 
-def _build(args: argparse.Namespace, host: Host, names: list[Reference], sink: Console) -> int:
+def _build(
+    args: argparse.Namespace, host: Host, names: list[Reference], sink: Console
+) -> tuple[oci.Descriptor, list[str], tuple[str, ...]]:
+    """The image (or the stage's root file system), the names it got, and the steps that ran."""
     project = options.project_of(args, host)
     store = host.store(sink)
     with store.session():
         found = options.resolved(args, project, host, store, sink, write=not args.locked)
         made = options.planned(args, project, found)
-        executor = host.executor(store, sink, offline=args.offline)
-        built = executor.run(made.graph, made.places, again=args.no_cache)
+        built = host.executor(store, sink, offline=args.offline).run(made.graph, made.places, again=args.no_cache)
         root = built.result.root
         tags = [str(name) for name in names] or ([] if args.target else [project.default_name])
         for tag in tags:
             store.tag(tag, root)
     sink(Note(f"{len(built.ran)} of {len(made.graph.steps)} steps ran"))
-    if args.format == "json":
-        options.print_json(host, {"digest": str(root.digest), "tags": tags, "ran": list(built.ran)})
-    else:
-        host.print(" ".join([*tags, str(root.digest)]))
-    return 0
+    return root, tags, built.ran
 
 
 def _limit_processors(count: int) -> None:
