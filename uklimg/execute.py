@@ -168,6 +168,8 @@ class Executor:
         except UklimgError as error:
             if error.exit_code == ExitCode.STEP:
                 self._sink(StepFailed(step.id, step.title, str(log)))
+                if str(log) not in error.message:
+                    error.hint = error.hint or f"the whole log is {log}"
             raise
         self._sink(StepFinished(step.id, step.title, self._clock() - began))
         return result

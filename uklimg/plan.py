@@ -8,11 +8,11 @@ base image → PID 1 → initramfs ───────────────
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 from uklimg.errors import InternalError, Location, UserError, UserErrors
-from uklimg.graph import ContextTree, Graph, Input, Step
+from uklimg.graph import ContextTree, Graph, Step
 from uklimg.guest.config import guest_config
 from uklimg.oci import RunConfig
 from uklimg.recipes import base_image, bzimage, stage, toolchain
@@ -38,7 +38,18 @@ from uklimg.spec.model import (
     StageRef,
 )
 
-Select: TypeAlias = Callable[[Sequence[str], Sequence[str], Location], ContextTree]
+
+@dataclass(frozen=True)
+class Selected:
+    """Files of the build context. ``sources`` leads to them in ``tree``: what was asked for, wildcards expanded and symbolic
+    links followed. ``renamed``: what was asked for and is a link to a file of another name."""
+
+    tree: ContextTree
+    sources: tuple[str, ...]
+    renamed: tuple[str, ...] = ()
+
+
+Select: TypeAlias = Callable[[Sequence[str], Sequence[str], Location], Selected]
 """(sources, exclude patterns, place for errors) → those files of the build context."""
 
 
@@ -180,8 +191,8 @@ class _Planner:
             case Source():
                 return self._source(step_id, below, instruction)
             case Copy():
-                tree = self._tree(instruction)
-                return stage.copy_step(step_id, below, instruction, tree, _copy_title(instruction), inside)
+                wanted = self._copy(instruction)
+                return stage.copy_step(step_id, below, wanted.copy, wanted.tree, _copy_title(instruction), inside)
             case Packages():
                 return stage.packages_step(step_id, below, self._resolved.packages[instruction.location])
             case Depends():
@@ -190,9 +201,13 @@ class _Planner:
     def _source(self, step_id: str, below: str, source: Source) -> Step:
         tree, path = None, ""
         if isinstance(source.what, ContextSource):
-            path = source.what.path
-            tree = self._select((path,), (), source.location)
-        patches = self._select((source.patches,), (), source.location) if source.patches else None
+            selected = self._select((source.what.path,), (), source.location)
+            tree, (path,) = selected.tree, selected.sources
+        patches = None
+        if source.patches:
+            selected = self._select((source.patches,), (), source.location)
+            patches = selected.tree
+            source = replace(source, patches=selected.sources[0])
         return stage.source_step(
             step_id,
             below,
@@ -204,19 +219,26 @@ class _Planner:
             inside=self._assets.inside,
         )
 
-    def _tree(self, copy: Copy) -> Input | None:
-        """What a COPY's sources are relative to."""
+    def _copy(self, copy: Copy) -> CopyInput:
+        """A COPY with what its sources are relative to."""
         if not copy.sources:
-            return None
+            return CopyInput(copy, None)
         if copy.origin is None:
-            return self._select(copy.sources, copy.exclude, copy.location)
+            selected = self._select(copy.sources, copy.exclude, copy.location)
+            keeps_names = copy.parents or copy.dest.endswith("/") or len(selected.sources) + len(copy.files) > 1
+            if selected.renamed and keeps_names:
+                message = f"{selected.renamed[0]!r} is a symbolic link to a file of another name"
+                raise UserError(
+                    message, hint="copy it by itself to a destination with its name", location=copy.location
+                )
+            return CopyInput(replace(copy, sources=selected.sources), selected.tree)
         origin, below = copy.origin, self._bottom(copy.origin)
         if isinstance(origin, OciImage):
             raise InternalError("an image of a registry passed `resolve`")
         self._picks += 1
         sources = tuple(source.replace("/./", "/") for source in copy.sources)
         step = stage.pick_step(f"pick:{self._picks}", below, origin.name, sources, self._assets.inside)
-        return stage.picked(self._add(step, copy.location))
+        return CopyInput(copy, stage.picked(self._add(step, copy.location)))
 
     # --- the image
 
@@ -233,7 +255,7 @@ class _Planner:
                 image.location,
             )
             app = self._app(image, kit)
-            copies = [CopyInput(copy, self._tree(copy)) for copy in image.copies]
+            copies = [self._copy(copy) for copy in image.copies]
         except UserErrors as errors:
             self._errors.extend(errors.errors)
             return ""
@@ -268,12 +290,13 @@ class _Planner:
         return self._add(step, link.location)
 
     def _kernel_config(self, image: ImageStage) -> KernelConfig:
-        files = image.kconfig_files
+        asked = image.kconfig_files
+        files = self._select(asked, (), image.location) if asked else None
         return KernelConfig(
             extras=self._options.kernel_configs,
             ukl=image.ukl_options,
-            tree=self._select(files, (), image.location) if files else None,
-            files=files,
+            tree=files.tree if files else None,
+            files=files.sources if files else (),
             options=tuple((option.name, option.value) for option in image.kconfig),
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import posixpath
 import re
 import uuid
 from collections.abc import Mapping, Sequence
@@ -10,12 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from uklimg.assets import read_assets
-from uklimg.context import BuildContext, open_context, read_text
+from uklimg.context import BuildContext, Selection, open_context, read_text
 from uklimg.data import Data
 from uklimg.errors import Location, ToolError, UserError
-from uklimg.graph import ContextTree
 from uklimg.lock import LOCK_NAME, Lock, format_lock, parse_lock
-from uklimg.plan import Options, Plan, plan
+from uklimg.plan import Options, Plan, Selected, plan
 from uklimg.ref import Reference
 from uklimg.resolve import ResolvedSpec, Resolver, resolve
 from uklimg.spec import SeriesInfo, Spec, build_spec
@@ -60,10 +60,27 @@ def resolve_project(project: Project, data: Data, resolver: Resolver | None) -> 
 
 
 def plan_project(project: Project, resolved: ResolvedSpec, options: Options) -> Plan:
-    def select(sources: Sequence[str], exclude: Sequence[str], place: Location) -> ContextTree:
-        return project.context.select(sources, exclude=exclude, location=place).tree
+    def select(sources: Sequence[str], exclude: Sequence[str], place: Location) -> Selected:
+        return selected(project.context.select(sources, exclude=exclude, location=place), sources)
 
     return plan(resolved, select, read_assets(), options)
+
+
+def selected(found: Selection, sources: Sequence[str]) -> Selected:
+    """A selection as a plan wants it: each source as what it stands for, without wildcards and links."""
+    renamed = tuple(
+        posixpath.join(posixpath.dirname(match.source), match.name)
+        for match in found.matches
+        if not match.is_folder and match.name != posixpath.basename(match.path)
+    )
+    # "/./" in a source says what --parents keeps of it.
+    pivots = any("/./" in source for source in sources)
+    written = tuple(sources) if pivots else tuple(_literal(match.path) for match in found.matches)
+    return Selected(found.tree, written, renamed)
+
+
+def _literal(path: str) -> str:
+    return re.sub(r"([*?\[\\])", r"\\\1", path)
 
 
 def parse_build_args(words: Sequence[str], environ: Mapping[str, str]) -> Mapping[str, str]:

@@ -12,7 +12,7 @@ from uklimg.digest import Digest
 from uklimg.errors import Location, UserError, UserErrors
 from uklimg.graph import Blob, Container, ContextTree, Host, Output
 from uklimg.lock import Lock
-from uklimg.plan import Assets, Options, Plan, plan
+from uklimg.plan import Assets, Options, Plan, Selected, plan
 from uklimg.recipes import toolchain
 from uklimg.recipes.image import run_config_of
 from uklimg.resolve import resolve
@@ -48,10 +48,13 @@ ASSETS = Assets(
 SERIES = replace(KERNEL, configs={"base": b"CONFIG_A=y\n", "debug": b"CONFIG_D=y\n"})
 
 
-def select(sources: Sequence[str], exclude: Sequence[str], place: Location) -> ContextTree:
+def select(sources: Sequence[str], exclude: Sequence[str], place: Location) -> Selected:
     if "gone" in sources:
         raise UserError("'gone' is not in the build context", location=place)
-    return ContextTree(Digest.of_json([*sources, "without", *exclude]), "/context", tuple(sources))
+    tree = ContextTree(Digest.of_json([*sources, "without", *exclude]), "/context", tuple(sources))
+    if "link" in sources:
+        return Selected(tree, ("real",), ("link",))
+    return Selected(tree, tuple(sources))
 
 
 def planned(text: str = UKLFILE, options: Options | None = None, assets: Assets = ASSETS) -> Plan:
@@ -226,4 +229,18 @@ def test_files_that_are_not_in_the_context_are_said_at_their_place() -> None:
     assert problems(UKLFILE.replace("fix.patch", "gone").replace("COPY hello", "COPY gone")) == [
         "Uklfile:4:1: 'gone' is not in the build context",
         "Uklfile:9:1: 'gone' is not in the build context",
+    ]
+
+
+def test_a_link_of_the_context_is_copied_under_the_name_that_the_uklfile_gives() -> None:
+    step = planned(UKLFILE.replace("COPY hello", "COPY link")).graph.step("initramfs")
+    assert isinstance(step.action, Host)
+    assert isinstance(step.action.params, Mapping)
+    assert "'sources': ['real'], 'files': [], 'dest': '/etc/hello'" in str(step.action.params)
+
+
+def test_a_link_that_would_be_copied_under_another_name_is_refused() -> None:
+    assert problems(UKLFILE.replace("COPY hello /etc/hello", "COPY link /etc/")) == [
+        "Uklfile:9:1: 'link' is a symbolic link to a file of another name "
+        "(copy it by itself to a destination with its name)"
     ]
