@@ -41,7 +41,7 @@ from uklimg.spec.model import (
 
 @dataclass(frozen=True)
 class Selected:
-    """Files of the build context. ``sources`` leads to them in ``tree``: what was asked for, wildcards expanded and symbolic
+    """Files of the build context. ``sources`` leads to them in ``tree``: what was asked for, wildcards expanded and
     links followed. ``renamed``: what was asked for and is a link to a file of another name."""
 
     tree: ContextTree
