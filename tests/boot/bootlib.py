@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
+from uklimg import oci
 from uklimg.graph import Host, Inline, InlineFile
 from uklimg.guest.protocol import GuestConfig, Program, encode
 from uklimg.initramfsbuild import initramfs
 from uklimg.recipes.initramfs import initramfs_step
+from uklimg.store import Store
+
+
+@dataclass(frozen=True)
+class Example:
+    """What `uklimg build` made of Uklfile.example: ``tag`` names the image ``root`` of ``store``, ``debug`` is the
+    linked program with its symbols."""
+
+    tag: str
+    store: Store
+    root: oci.Descriptor
+    image: oci.Image
+    debug: Path
 
 
 def shell(script: str, *, label: str = "", timeout: int = 0, workdir: str = "") -> Program:

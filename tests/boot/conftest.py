@@ -1,20 +1,30 @@
-"""What boot tests share: a kernel, PID 1 compiled here, and initramfs archives with a busybox shell inside."""
+"""What boot tests share: Uklfile.example as the product builds it, its kernel, PID 1 compiled here, and initramfs
+archives with a busybox shell inside."""
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
+import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from bootlib import build_initramfs, shell
+from bootlib import Example, build_initramfs, shell
+from redislib import ROOT, uklimg, uklimg_cmd, uklimg_env
 
-import uklimg
-from uklimg import proc
+import uklimg as package
+from uklimg import oci, proc
+from uklimg.cli.run import boot_file
+from uklimg.digest import Digest
 from uklimg.guest.protocol import GuestConfig
 from uklimg.recipes import init as init_recipe
+from uklimg.recipes.app import step_id
+from uklimg.settings import read_settings
+from uklimg.store import Store
 
-KERNEL_VARIABLE = "UKLIMG_TEST_KERNEL"
+TAG = "uklimg-test/example:base"
 BUSYBOX = Path("/bin/busybox")
 
 
@@ -24,18 +34,38 @@ def env() -> Mapping[str, str]:
 
 
 @pytest.fixture(scope="session")
-def boot_kernel() -> Path:
-    """A vmlinux with everything built in, as the product makes it; named by UKLIMG_TEST_KERNEL."""
-    path = os.environ.get(KERNEL_VARIABLE, "")
-    if not path or not Path(path).is_file():
-        pytest.fail(f"{KERNEL_VARIABLE} must name a vmlinux of ours; it is {path!r}")
-    return Path(path)
+def example(tmp_path_factory: pytest.TempPathFactory) -> Example:
+    """Uklfile.example, built by the command line into the user's store. The first build takes many minutes: that is
+    why the tests' topmost conftest.py makes it before any test's time begins."""
+    folder = tmp_path_factory.mktemp("example")
+    uklfile = folder / "Uklfile.example"
+    # A lock beside the original may be about an earlier state of the patches.
+    shutil.copy(ROOT / uklfile.name, uklfile)
+    subprocess.run(uklimg_cmd("build", "-f", str(uklfile), "-t", TAG, str(folder)), env=uklimg_env(), check=True)
+    store = Store(read_settings(os.environ, Path.cwd()).store)
+    root = store.tags()[TAG]
+    image = oci.read_image(lambda blob: store.read_blob(blob.digest), root)
+    planned = uklimg("plan", "--format", "json", "-f", str(uklfile), str(folder))
+    name = image.run.program
+    (key,) = (step["key"] for step in json.loads(planned.stdout) if step["step"] == step_id(name))
+    linked = store.lookup(Digest.parse(key))
+    assert linked is not None, "a build leaves the results of its steps"
+    return Example(TAG, store, root, image, store.tree(linked) / f"{name}.debug")
+
+
+@pytest.fixture(scope="session")
+def boot_kernel(example: Example, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The example's vmlinux, with its bzImage beside it."""
+    folder = tmp_path_factory.mktemp("kernel")
+    for name, role in (("vmlinux", oci.VMLINUX), ("bzImage", oci.BZIMAGE)):
+        (folder / name).symlink_to(boot_file(example.store, example.image, role))
+    return folder / "vmlinux"
 
 
 @pytest.fixture(scope="session")
 def init_binary(tmp_path_factory: pytest.TempPathFactory, env: Mapping[str, str]) -> Path:
     """PID 1, by the product's own compiler arguments, with this machine's gcc."""
-    source = Path(uklimg.__file__).parent / init_recipe.SOURCE
+    source = Path(package.__file__).parent / init_recipe.SOURCE
     output = tmp_path_factory.mktemp("init") / "init"
     proc.run(init_recipe.compile_cmd(str(source), str(output)), env=env)
     return output
