@@ -247,7 +247,7 @@ def test_the_programs_exit_status_is_ours(example: Example, tmp_path: Path) -> N
 
 
 def test_a_crash_is_the_programs(example: Example, tmp_path: Path) -> None:
-    """Redis' own handler of SIGSEGV runs in the kernel's half too and writes its report; then the signal is the status.
+    """Redis' own handler of SIGSEGV, in the kernel's half too, writes its report; then the signal is the status.
 
     Without the memory test: it overwrites the area that glibc shares with the kernel (rseq) for a while, and whoever
     is preempted then gets another SIGSEGV, on any Linux.
