@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -29,24 +30,27 @@ NAMES = [p.name for p in guest_programs()]
 BOOTS = [("base", 1), ("base", 2), ("debug", 1), ("debug", 2)]
 
 
+Results = Callable[[str, int], Mapping[str, Ended]]
+
+
 @pytest.fixture(scope="module")
-def results(suite_image: BuildImage) -> Mapping[tuple[str, int], Mapping[str, Ended]]:
-    """What every program did in every boot; one boot for all programs."""
-    found: dict[tuple[str, int], Mapping[str, Ended]] = {}
-    for config, cpus in BOOTS:
+def results(suite_image: BuildImage) -> Results:
+    """What every program did in a boot; one boot for all programs, made when it is first asked for."""
+
+    @cache
+    def boot_all(config: str, cpus: int) -> Mapping[str, Ended]:
         programs = [program(p.name, mode, p.args) for p in guest_programs() for mode in (LINUX, UKL)]
         programs.append(shell("dmesg", "dmesg"))
-        programs.append(shell("echo kernel pid $$; ls /ukl", "busybox"))
-        found[config, cpus] = sections(boot(suite_image(config), programs, RunOptions(cpus=cpus)))
-    return found
+        programs.append(shell("ls /ukl", "busybox"))
+        return sections(boot(suite_image(config), programs, RunOptions(cpus=cpus)))
+
+    return boot_all
 
 
 @pytest.mark.parametrize("config, cpus", BOOTS)
 @pytest.mark.parametrize("name", NAMES)
-def test_a_program_does_the_same_as_ukl(
-    results: Mapping[tuple[str, int], Mapping[str, Ended]], name: str, config: str, cpus: int
-) -> None:
-    ended = results[config, cpus]
+def test_a_program_does_the_same_as_ukl(results: Results, name: str, config: str, cpus: int) -> None:
+    ended = results(config, cpus)
     assert f"{LINUX}:{name}" in ended, f"ring 3 never ended; the boot got to {list(ended)}"
     assert f"{UKL}:{name}" in ended, f"UKL never ended; the boot got to {list(ended)}"
     assert ended[f"{LINUX}:{name}"].status == "exit 0", ended[f"{LINUX}:{name}"].output
@@ -55,16 +59,14 @@ def test_a_program_does_the_same_as_ukl(
 
 
 @pytest.mark.parametrize("config, cpus", BOOTS)
-def test_the_kernel_has_nothing_to_complain_of(
-    results: Mapping[tuple[str, int], Mapping[str, Ended]], config: str, cpus: int
-) -> None:
-    log = results[config, cpus]["dmesg"].output
+def test_the_kernel_has_nothing_to_complain_of(results: Results, config: str, cpus: int) -> None:
+    log = results(config, cpus)["dmesg"].output
     assert "ukl: suite:" in log
     assert trouble(log) == []
 
 
-def test_a_shell_runs_beside_it(results: Mapping[tuple[str, int], Mapping[str, Ended]]) -> None:
-    assert "suite" in results["base", 1]["busybox"].output
+def test_a_shell_runs_beside_it(results: Results) -> None:
+    assert "suite" in results("base", 1)["busybox"].output
 
 
 def test_ring_3_cannot_become_ukl(suite_image: BuildImage) -> None:
