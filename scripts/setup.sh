@@ -4,14 +4,15 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 PACKAGES=(
-    # what a build uses
-    buildah runc mmdebstrap debian-archive-keyring gpgv apt util-linux
+    # what a build uses (buildah of Debian 13 makes no container without netavark, and only recommends it)
+    buildah netavark runc mmdebstrap debian-archive-keyring gpgv apt util-linux
     # what runs images
     qemu-system-x86
     # Python
     python3 python3-venv
     # the demo and the tests
     redis-tools docker-registry skopeo busybox-static gcc g++ libc6-dev make git gdb iproute2 procps xz-utils dpkg-dev openssl
+    cpio gnupg
 )
 
 fail() {
