@@ -3,11 +3,12 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-uklimg=(.venv/bin/uklimg)
 if ((EUID != 0)); then
-    # Base images are made by root.
-    uklimg=(sudo --preserve-env=UKLIMG_STORE,UKLIMG_DEBIAN_MIRROR,http_proxy,https_proxy,no_proxy .venv/bin/uklimg)
+    # Base images are made by root; and who is not root could not end what sudo has started.
+    command -v sudo >/dev/null || { echo "demo: run it as root, for there is no sudo" >&2 && exit 1; }
+    exec sudo --preserve-env=UKLIMG_STORE,UKLIMG_DEBIAN_MIRROR,http_proxy,https_proxy,no_proxy scripts/demo.sh
 fi
+uklimg=.venv/bin/uklimg
 log=$(mktemp)
 guest=
 
@@ -17,7 +18,7 @@ say() {
 
 stop() {
     if [[ -n $guest ]] && kill -0 "$guest" 2>/dev/null; then
-        kill -INT "$guest" 2>/dev/null || sudo kill -INT "$guest" || true
+        kill -TERM "$guest"
         wait "$guest" || true
     fi
     guest=
@@ -48,11 +49,11 @@ PYTHON
 
 say "Building Uklfile.example: an unmodified Redis, linked into a Linux kernel"
 echo "(The first time this builds a container and a kernel: ten minutes or more. After that it is seconds.)"
-"${uklimg[@]}" build -f Uklfile.example -t redis . || fail "the build failed"
+"$uklimg" build -f Uklfile.example -t redis . || fail "the build failed"
 
 port=$(free_port)
 say "Booting it, with port $port of this machine leading to the guest's 6379"
-"${uklimg[@]}" run -p "$port:6379" redis >"$log" 2>&1 &
+"$uklimg" run -p "$port:6379" redis >"$log" 2>&1 &
 guest=$!
 cli=(redis-cli -h 127.0.0.1 -p "$port")
 for _ in $(seq 180); do
@@ -76,11 +77,11 @@ stop
 tail -n 2 "$log"
 
 say "How to go on"
+[[ -z ${SUDO_USER-} ]] || uklimg="sudo $uklimg" # the image is in root's store
 cat <<EOF
-  . .venv/bin/activate
-  uklimg images                      what there is
-  uklimg inspect redis               what is in it
-  uklimg run -p $port:6379 redis      boot it again (Ctrl-C ends it)
-  uklimg push redis HOST/redis       send it to a registry
+  $uklimg images                        what there is
+  $uklimg inspect redis                 what is in it
+  $uklimg run -p $port:6379 redis        boot it again (Ctrl-C ends it)
+  $uklimg push redis HOST/redis         send it to a registry
 Uklfile.example explains every line of itself; docs/ has the rest.
 EOF
