@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -23,6 +23,7 @@ CONFIG_NAME = "uklimg.toml"
 APT_FOLDER = Path("/etc/apt")
 
 _SCHEMES = ("http", "https")
+_MIRROR_LIST = "mirror+file:"
 _SUITES = re.compile(
     r"(oldoldstable|oldstable|stable|testing|unstable|sid|bullseye|bookworm|trixie|forky|duke)(-updates)?/?"
 )
@@ -94,7 +95,10 @@ def _checked(url: str, problem: UserError) -> str:
 
 
 def apt_sources(folder: Path) -> tuple[AptSource, ...]:
-    """What sources.list and sources.list.d of an apt folder hold, in apt's order; unreadable files are skipped."""
+    """What sources.list and sources.list.d of an apt folder hold, in apt's order; unreadable files are skipped.
+
+    A list of mirrors (apt-transport-mirror(1); Debian's cloud images have one) stands for the mirrors in it.
+    """
     found: list[AptSource] = []
     for path in (folder / "sources.list", *sorted((folder / "sources.list.d").glob("*"))):
         try:
@@ -105,7 +109,18 @@ def apt_sources(folder: Path) -> tuple[AptSource, ...]:
             found.extend(parse_one_line(text))
         elif path.suffix == ".sources":
             found.extend(parse_deb822(text))
-    return tuple(found)
+    return tuple(replace(source, uri=uri) for source in found for uri in _mirrors(source.uri))
+
+
+def _mirrors(uri: str) -> tuple[str, ...]:
+    """The URI itself, or what the file of a ``mirror+file:`` lists, each line a URI and perhaps more."""
+    if not uri.startswith(_MIRROR_LIST):
+        return (uri,)
+    try:
+        text = Path(urlsplit(uri).path).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ()
+    return tuple(words[0] for line in text.splitlines() if (words := line.partition("#")[0].split()))
 
 
 def parse_one_line(text: str) -> Iterable[AptSource]:

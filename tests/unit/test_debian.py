@@ -96,6 +96,21 @@ def test_where_a_mirror_is_looked_for(tmp_path: Path) -> None:
     assert find_mirror(variable, config, apt) == "http://127.0.0.1:8/d"
 
 
+@pytest.mark.parametrize("slashes", ["", "//"])
+def test_a_list_of_mirrors_as_in_debians_cloud_images(tmp_path: Path, slashes: str) -> None:
+    mirrors = tmp_path / "debian.list"
+    mirrors.write_text(f"# nearest first\n{MIRROR}/\tpriority:1\nhttps://second.example.org/debian\n")
+    folder = tmp_path / "sources.list.d"
+    folder.mkdir()
+    text = "Types: deb deb-src\nURIs: mirror+file:SLASHES{file}\nSuites: trixie trixie-updates\nComponents: main\n"
+    (folder / "debian.sources").write_text(text.replace("SLASHES", slashes).format(file=mirrors))
+    assert find_mirror({}, None, tmp_path) == MIRROR
+    assert {source.uri for source in apt_sources(tmp_path)} == {f"{MIRROR}/", "https://second.example.org/debian"}
+    mirrors.unlink()
+    with pytest.raises(ToolError, match="names no Debian mirror"):
+        find_mirror({}, None, tmp_path)
+
+
 @pytest.mark.parametrize("url", ["mirror.example.org", "ftp://mirror.example.org/debian", "https://", "https://a b/"])
 def test_what_is_no_mirror(url: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="UKLIMG_DEBIAN_MIRROR is not an http or https URL"):
