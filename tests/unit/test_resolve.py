@@ -153,11 +153,12 @@ def test_an_edited_base_image_or_patch_set_is_noticed() -> None:
     lock = resolved().lock
     base = replace(BASE, packages=(*BASE.packages, "make"))
     found = problems(UKLFILE, lock, Folders(base=base))
-    assert "another definition of base image debian-trixie (uklimg lock --update debian-trixie" in found[0]
+    assert "the definition of base image debian-trixie changed since" in found[0]
+    assert "(uklimg lock --update debian-trixie" in found[0]
     kernel = replace(KERNEL, definition=replace(KERNEL.definition, version="6.12.108"))
     found = problems(UKLFILE, lock, Folders(series=kernel))
     assert found == [
-        "Uklfile:9:1: Uklfile.lock was made for another version of kernel 6.12 "
+        "Uklfile:9:1: the version of kernel 6.12 changed since Uklfile.lock was made "
         "(uklimg lock --update 6.12 moves it forward)"
     ]
 
