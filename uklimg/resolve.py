@@ -352,5 +352,6 @@ def _checkable(locked: LockedSource) -> tuple[Digest, ...]:
 
 def _outdated(what: str, part: str, name: str) -> UserError:
     return UserError(
-        f"the {part} of {what} changed since {LOCK_NAME} was made", hint=f"uklimg lock --update {name} moves it forward"
+        f"the {part} of {what} changed since {LOCK_NAME} was made",
+        hint=f"uklimg lock --update {name} moves it forward",
     )

@@ -42,11 +42,27 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-e", "--env", metavar="NAME=VALUE", action="append", default=[], help="set a variable")
     parser.add_argument("--rm", action="store_true", help="accepted and always true: nothing stays behind")
     parser.add_argument("--boot", choices=(VMLINUX, BZIMAGE), default=VMLINUX, help="which kernel file (vmlinux)")
-    parser.add_argument("--accel", choices=("auto", *(accel.value for accel in Accel)), default="auto")
-    parser.add_argument("--machine", choices=tuple(kind.value for kind in MachineType), default=MachineType.Q35.value)
+    parser.add_argument(
+        "--accel",
+        choices=("auto", *(accel.value for accel in Accel)),
+        default="auto",
+        help="KVM or emulation (auto: KVM if a kernel boots under it)",
+    )
+    parser.add_argument(
+        "--machine",
+        choices=tuple(kind.value for kind in MachineType),
+        default=MachineType.Q35.value,
+        help=f"what the virtual machine is like ({MachineType.Q35.value})",
+    )
     parser.add_argument("--no-network", action="store_true", help="give the guest no network device")
     parser.add_argument("--cmdline", metavar="TEXT", default="", help="further kernel parameters")
-    parser.add_argument("--stop-timeout", type=int, metavar="SECONDS", default=DEFAULT_GRACE)
+    parser.add_argument(
+        "--stop-timeout",
+        type=int,
+        metavar="SECONDS",
+        default=DEFAULT_GRACE,
+        help=f"from the stop signal to the kill ({DEFAULT_GRACE})",
+    )
     parser.add_argument("-i", "--interactive", action="store_true", help="connect standard input to the console")
     parser.add_argument("--verbose", action="store_true", help="show the kernel's messages")
     parser.add_argument("--gdb", metavar="ADDRESS", default="", help="serve a debugger, as in tcp:127.0.0.1:1234")
