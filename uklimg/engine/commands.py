@@ -12,8 +12,8 @@ OCI = "oci"
 CHROOT = "chroot"
 RUNTIME = "runc"
 PROBE_STATUS = 7
-# The same on every host; the hard limits below what any host grants. Of what is not named buildah 1.39 wants a million,
-# which root in a container may be forbidden to ask for.
+# The same on every host; the hard limits below what any host grants. buildah 1.39 asks for a million of what is not
+# named, which root in a container may be denied.
 _ULIMITS = ("nofile=1024:4096", "nproc=4096:4096")
 
 # Where a step finds its log. Its command writes there itself: buildah 1.28 passes the two outputs on in no certain
