@@ -9,7 +9,7 @@ from uklimg.digest import JSON, Digest
 from uklimg.oci.image import BZIMAGE, FILES, ROLE, VMLINUX, RunConfig, run_config
 from uklimg.oci.model import ImageConfig, Index, Manifest
 
-_KASLR = "a vmlinux started through PVH has no KASLR; the bzImage has"
+_KASLR = "no KASLR, whichever kernel file boots: the program is linked to fixed addresses"
 
 
 @dataclass(frozen=True)
@@ -96,5 +96,5 @@ def describe(index: Index, manifests: Sequence[Manifest], config: ImageConfig, d
         files=files,
         size=sum(every.values()),
         created=config.created,
-        notes=(_KASLR,) if VMLINUX in layers and BZIMAGE in layers else (),
+        notes=(_KASLR,) if VMLINUX in layers or BZIMAGE in layers else (),
     )
