@@ -32,6 +32,8 @@ from uklimg.store import Store
 NAME = "run"
 HELP = "boot an image in a virtual machine"
 VMLINUX, BZIMAGE = "vmlinux", "bzimage"
+# Remembers in the state folder whether KVM works.
+ACCEL = "accel.json"
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -79,7 +81,7 @@ def run(args: argparse.Namespace, host: Host) -> int:
         vmlinux, initrd = boot_file(store, image, oci.VMLINUX), boot_file(store, image, oci.INITRAMFS)
         kernel = vmlinux if args.boot == VMLINUX else boot_file(store, image, oci.BZIMAGE)
         if args.accel == "auto":
-            state = host.settings.state / "accel.json"
+            state = host.settings.state / ACCEL
             accel = find_accel(qemu, vmlinux, state=state, env=env, note=lambda text: sink(Note(text))).accel
         else:
             accel = Accel(args.accel)
