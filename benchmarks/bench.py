@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 
 from benchmarks import report
 from uklimg import oci
@@ -51,6 +54,8 @@ def parser(module: str, text: str) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace, measure: Callable[[Bench], report.Report]) -> int:
     """Measure, print and write; returns an exit status as uklimg's."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
     settings = read_settings(os.environ, Path.cwd(), store=args.store)
     host = Host(os.environ, Path.cwd(), os.getuid(), sys.stdout, sys.stderr, settings)
     try:
@@ -67,6 +72,11 @@ def run(args: argparse.Namespace, measure: Callable[[Bench], report.Report]) -> 
         sys.stderr.write("interrupted\n")
         return 130
     return 0
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
+    """However we are ended, steps are stopped and guests too."""
+    raise KeyboardInterrupt
 
 
 @dataclass(frozen=True)
