@@ -76,17 +76,25 @@ def shell(command: str, label: str) -> Program:
     return Program("/bin/busybox", argv, env={"PATH": "/bin"}, timeout=LIMIT, label=label)
 
 
-def boot(image: Image, programs: Sequence[Program], options: RunOptions, *, kernel: Path | None = None) -> str:
-    """Boot and run ``programs`` in order; the console's text."""
+def boot(
+    image: Image,
+    programs: Sequence[Program],
+    options: RunOptions,
+    *,
+    show: Callable[[bytes], object] = lambda _: None,
+    on_report: Callable[[Report], object] = lambda _: None,
+) -> str:
+    """Boot and run ``programs`` in order; the console's text, which ``show`` gets as it comes."""
     console: list[bytes] = []
-    machine, guest = configure(image.run, kernel or image.vmlinux, image.initramfs, options)
+
+    def keep(data: bytes) -> None:
+        console.append(data)
+        show(data)
+
+    machine, guest = configure(image.run, image.vmlinux, image.initramfs, options)
     guest = replace(guest, programs=tuple(programs), markers=True, raw_console=True)
-    launch(Qemu(), machine, guest, env=proc.host_env(os.environ), show=console.append, on_report=_no_report)
+    launch(Qemu(), machine, guest, env=proc.host_env(os.environ), show=keep, on_report=on_report)
     return b"".join(console).decode("utf-8", "replace").replace("\r\n", "\n")
-
-
-def _no_report(_: Report) -> None:
-    return None
 
 
 def sections(console: str) -> Mapping[str, Ended]:
@@ -101,10 +109,14 @@ def trouble(log: str) -> list[str]:
 
 
 class NmiStorm:
-    """Sends NMIs to a QEMU all the time, by its monitor at the socket ``path``; ``options`` start the monitor."""
+    """Sends NMIs to a QEMU all the time, by its monitor at the socket ``path``; ``options`` start the monitor.
+
+    It begins with the first report: a kernel that is still starting has no handler for NMIs.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._begin = threading.Event()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self.options = ("-qmp", f"unix:{path},server=on,wait=off")
@@ -117,11 +129,14 @@ class NmiStorm:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._over.set()
+        self._begin.set()
         self._thread.join(10)
 
+    def on_report(self, _: Report) -> None:
+        self._begin.set()
+
     def _run(self) -> None:
-        while not self._over.is_set() and not self._path.exists():
-            time.sleep(0.05)
+        self._begin.wait()
         try:
             with socket.socket(socket.AF_UNIX) as monitor:
                 monitor.connect(str(self._path))

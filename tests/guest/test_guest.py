@@ -22,6 +22,7 @@ from guestlib import (
     trouble,
 )
 
+from uklimg.errors import ToolError
 from uklimg.runner.request import RunOptions
 
 pytestmark = [pytest.mark.guest, pytest.mark.boot, pytest.mark.timeout(3600)]
@@ -102,7 +103,7 @@ def test_nmis_at_any_moment(suite_image: BuildImage, tmp_path: Path, pti: str) -
     programs += [shell("grep NMI /proc/interrupts", "count"), shell("dmesg", "dmesg")]
     with NmiStorm(tmp_path / "qmp") as storm:
         options = RunOptions(cpus=2, cmdline=f"pti={pti}", extra=storm.options)
-        ended = sections(boot(suite_image("debug"), programs, options))
+        ended = sections(boot(suite_image("debug"), programs, options, on_report=storm.on_report))
     for name in ("sigalrm", "threads", "fork", "segv"):
         assert ended[f"ukl:{name}"].status == "exit 0", ended[f"ukl:{name}"].output
     counts = [int(word) for word in ended["count"].output.split() if word.isdigit()]
@@ -111,8 +112,10 @@ def test_nmis_at_any_moment(suite_image: BuildImage, tmp_path: Path, pti: str) -
 
 
 def test_a_kernel_stack_that_overflows_is_told(suite_image: BuildImage) -> None:
-    """The kernel's own test module exhausts a kernel stack: a report, not a hang."""
+    """The kernel's own test module exhausts a kernel stack: a report and a panic as on any Linux, not a hang."""
     debugfs = "/sys/kernel/debug"
     provoke = f"mount -t debugfs d {debugfs}; echo EXHAUST_STACK > {debugfs}/provoke-crash/DIRECT"
-    console = boot(suite_image("debug"), [shell(provoke, "overflow"), shell("dmesg", "dmesg")], RunOptions(cpus=2))
-    assert "stack guard page was hit" in sections(console)["dmesg"].output
+    console: list[bytes] = []
+    with pytest.raises(ToolError, match="panicked"):
+        boot(suite_image("debug"), [shell(provoke, "overflow")], RunOptions(cpus=2), show=console.append)
+    assert b"stack guard page was hit" in b"".join(console)
