@@ -59,6 +59,18 @@ def test_stdin_bytes_and_files(tmp_path: Path) -> None:
     assert sink.read_bytes() == source.read_bytes()
 
 
+@pytest.mark.parametrize(("merge", "written", "seen"), [(False, "out\n", "error"), (True, "out\nerror\n", "")])
+def test_output_to_a_file_of_a_running_process(tmp_path: Path, merge: bool, written: str, seen: str) -> None:
+    sink = tmp_path / "out"
+    with sink.open("wb") as stdout:
+        script = "echo out; echo error >&2"
+        with proc.spawn(["sh", "-c", script], env=ENV, stdout=stdout, merge=merge, keep=True) as process:
+            assert process.wait(60) == 0
+        completed = process.completed()
+    assert sink.read_text() == written
+    assert (completed.stdout, completed.tail) == (b"", seen)
+
+
 def test_much_binary_output_is_kept_exactly() -> None:
     assert proc.run(["head", "-c", "3000000", "/dev/zero"], env=ENV).stdout == bytes(3_000_000)
 
