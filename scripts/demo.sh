@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 if ((EUID != 0)); then
     # Base images are made by root; and who is not root could not end what sudo has started.
     command -v sudo >/dev/null || { echo "demo: run it as root, for there is no sudo" >&2 && exit 1; }
-    exec sudo --preserve-env=UKLIMG_STORE,UKLIMG_DEBIAN_MIRROR,http_proxy,https_proxy,no_proxy scripts/demo.sh
+    exec sudo --preserve-env=UKLIMG_STORE,UKLIMG_CONFIG,UKLIMG_DEBIAN_MIRROR,http_proxy,https_proxy,no_proxy scripts/demo.sh
 fi
 uklimg=.venv/bin/uklimg
 log=$(mktemp)
