@@ -243,7 +243,7 @@ def _unpack(target: _Target, path: Path, scratch: Path) -> None:
                 entry = replace(_extract(archive, member, entry, scratch / str(number)), link=link)
                 regular[name] = entry
             else:
-                raise UserError(f"{path.name}: {member.name} is a device, which does not belong into an image")
+                raise UserError(f"{path.name}: {member.name} is a device, which does not belong in an image")
             target.put(entry, as_is=True)
 
 
