@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import signal
 import sys
 import time
@@ -38,9 +39,10 @@ ROOT = Path(__file__).resolve().parent.parent
 EXAMPLE = ROOT / "Uklfile.example"
 LOCK = ROOT / "Uklfile.lock"
 
-# Prints how long the command took, without the start of its container.
-_TIMED = 'a=$(date +%s%N); "$@"; s=$?; b=$(date +%s%N); echo "benchmark-ns $((b - a))"; exit $s'
-_MARK = "benchmark-ns "
+# Prints how long the command took, without the start of its container, and the processor time of all that it started.
+_TIMED = 'a=$(date +%s%N); "$@"; s=$?; b=$(date +%s%N); echo "benchmark-ns $((b - a))"; times; exit $s'
+_CLOCK = re.compile(r"benchmark-ns (\d+)")
+_CPU = re.compile(r"(\d+)m([\d.]+)s (\d+)m([\d.]+)s")
 
 
 def parser(module: str, text: str) -> argparse.ArgumentParser:
@@ -81,11 +83,20 @@ def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of a step: ``whole`` from its inputs to its result in the store, ``command`` of its command alone where
-    that is known."""
+    """Seconds of a step: ``whole`` from its inputs to its result in the store; of its command alone where they are
+    known, ``command`` on the clock and ``cpu`` on all processors. The last hardly depends on what else runs here."""
 
     whole: float
     command: float | None = None
+    cpu: float | None = None
+
+
+@dataclass(frozen=True)
+class Command:
+    """Seconds of a command, as in Timing."""
+
+    seconds: float
+    cpu: float
 
 
 class _Recorder:
@@ -94,15 +105,31 @@ class _Recorder:
     def __init__(self, sink: Sink) -> None:
         self._sink = sink
         self.seconds: dict[str, float] = {}
-        self.command: dict[str, float] = {}
+        self.command: dict[str, Command] = {}
+        self._clock: dict[str, float] = {}
 
     def __call__(self, event: Event, /) -> None:
         if isinstance(event, StepFinished):
             self.seconds[event.step] = event.seconds
-        if isinstance(event, StepOutput) and event.line.startswith(_MARK):
-            self.command[event.step] = int(event.line.removeprefix(_MARK)) / 1e9
-            return
-        self._sink(event)
+        if not isinstance(event, StepOutput) or not self._timing(event):
+            self._sink(event)
+
+    def take(self, name: str) -> Command | None:
+        """What was seen last of the step's command."""
+        self._clock.pop(name, None)
+        return self.command.pop(name, None)
+
+    def _timing(self, event: StepOutput) -> bool:
+        """Whether the line is one of the three that _TIMED prints; the last is the processor time of its children."""
+        if found := _CLOCK.fullmatch(event.line):
+            self._clock[event.step] = int(found[1]) / 1e9
+            return True
+        found = _CPU.fullmatch(event.line)
+        if event.step not in self._clock or not found:
+            return False
+        cpu = 60 * (int(found[1]) + int(found[3])) + float(found[2]) + float(found[4])
+        self.command[event.step] = Command(self._clock[event.step], cpu)
+        return True
 
 
 class Bench:
@@ -159,7 +186,8 @@ class Bench:
         new = replace(step, action=action, kind=kind or step.kind, recipe_version=time.time_ns())
         self.make(replace_step(graph, new))
         whole = self._events.seconds[name]
-        return Timing(whole, self._events.command.pop(name, None))
+        command = self._events.take(name)
+        return Timing(whole, command.seconds, command.cpu) if command else Timing(whole)
 
     def cold(self, graph: Graph, name: str) -> Timing:
         """How long the step ``name`` takes. Where the store lacks its result, that is made and not made again."""
@@ -170,12 +198,12 @@ class Bench:
         self.make(Graph.of(graph.steps, name))
         return Timing(self._events.seconds[name])
 
-    def command(self, graph: Graph, name: str, script: str = "") -> float:
-        """Seconds of the command of the step ``name``, or of ``script`` in its place; leaves no result."""
-        seconds = self.again(graph, name, script, kind=Kind.TREE).command
-        if seconds is None:
+    def command(self, graph: Graph, name: str, script: str) -> Command:
+        """Run ``script`` in the place of the command of the step ``name``; leaves no result."""
+        timing = self.again(graph, name, script, kind=Kind.TREE)
+        if timing.command is None or timing.cpu is None:
             raise InternalError(f"{name} runs no command")
-        return seconds
+        return Command(timing.command, timing.cpu)
 
     def tree(self, graph: Graph, name: str) -> Path:
         """The folder that the step ``name`` made."""

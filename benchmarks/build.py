@@ -14,7 +14,7 @@ from uklimg.errors import UserError
 from uklimg.graph import Graph
 
 MODULE = "benchmarks.build"
-COLUMNS = ("step", "its command, s", "the step, s", "by hand, s", "step / by hand")
+COLUMNS = ("step", "step, s", "its command, s", "by hand, s", "ratio", "CPU, s", "by hand, CPU s", "CPU ratio")
 
 
 def main() -> int:
@@ -31,24 +31,31 @@ def measure(found: bench.Bench, args: argparse.Namespace) -> report.Report:
     facts = report.machine(found.host.env)
     downloads = found.fetch(graph)
     steps: dict[str, bench.Timing] = {}
-    hands: dict[str, float] = {}
+    hands: dict[str, bench.Command] = {}
     for name in names:
         steps[name] = found.cold(graph, name)
         script = "" if args.no_hand else byhand.script(graph.step(name))
         if script:
             hands[name] = found.command(graph, name, script)
     rows = [row(f"{name}: {graph.step(name).title}", steps[name], hands.get(name)) for name in names]
-    rows.append(("all of these", None, sum(one.whole for one in steps.values()), None, None))
+    rows.append(row("all of these", bench.Timing(sum(one.whole for one in steps.values()))))
     if hands:
         both = bench.Timing(sum(steps[name].whole for name in hands))
-        rows.append(row("what was done both ways", both, sum(hands.values())))
-    note = f"Downloads: {report.text(downloads)} s (near 0 when the store has the files)."
+        by_hand = [sum(one.seconds for one in hands.values()), sum(one.cpu for one in hands.values())]
+        rows.append(row("what was done both ways", both, bench.Command(*by_hand)))
+    note = (
+        f"Downloads: {report.text(downloads)} s (near 0 when the store has the files). Ratio: the step to the work "
+        "by hand. CPU: the commands' processor time, which what else runs on the machine hardly changes."
+    )
     table = report.Table("Steps of a cold build", COLUMNS, tuple(rows), note)
     return report.Report("build", facts, (table,))
 
 
-def row(label: str, step: bench.Timing, hand: float | None) -> tuple[report.Cell, ...]:
-    return label, step.command, step.whole, hand, step.whole / hand if hand else None
+def row(label: str, step: bench.Timing, hand: bench.Command | None = None) -> tuple[report.Cell, ...]:
+    if hand is None:
+        return label, step.whole, step.command, None, None, step.cpu, None, None
+    cpu = step.cpu / hand.cpu if step.cpu and hand.cpu else None
+    return label, step.whole, step.command, hand.seconds, step.whole / hand.seconds, step.cpu, hand.cpu, cpu
 
 
 def choose(graph: Graph, wanted: list[str]) -> list[str]:

@@ -44,7 +44,7 @@ def measure(found: bench.Bench, args: argparse.Namespace) -> report.Report:
     for _ in range(args.repeat):
         builds.append(_command(found, build_cmd, expect="0 of "))
         imports.append(_command(found, import_cmd))
-        plain.append(found.command(graph, app, byhand.static_link(graph.step(app))))
+        plain.append(found.command(graph, app, byhand.static_link(graph.step(app))).seconds)
         links.append(found.again(graph, app))
         packs.append(found.again(graph, bzimage_recipe.STEP_ID))
     rows = (
