@@ -312,8 +312,9 @@ def test_nothing_of_host_or_run_is_in_it(made: Made) -> None:
 
 
 def test_its_tools_run(made: Made, tmp_path: Path) -> None:
-    with tarfile.open(made.first) as archive:
-        archive.extractall(tmp_path, filter="fully_trusted")
+    # tar, because extractall() has no filter before Python 3.11.4.
+    unpack = ("tar", "--extract", "--numeric-owner", f"--file={made.first}", f"--directory={tmp_path}")
+    proc.run(unpack, env={"PATH": "/usr/bin:/bin"})
     program = (
         "import argparse, json, shlex, shutil, struct, subprocess, tempfile; print(json.dumps(shlex.split('a b')))"
     )
