@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from uklimg.digest import JSON
 from uklimg.errors import InternalError
 from uklimg.graph import Host, Output, Step
 from uklimg.oci import BZIMAGE, INITRAMFS, VMLINUX, RunConfig
+from uklimg.recipes import parameters
 
 RECIPE_VERSION = 1
 FUNCTION = "image"
@@ -61,47 +62,23 @@ def run_config_of(value: JSON) -> RunConfig:
         if not isinstance(value, Mapping):
             raise TypeError("no object")
         return RunConfig(
-            program=_text(value["program"]),
-            entrypoint=_texts(value["entrypoint"]),
-            cmd=_texts(value["cmd"]),
-            env=_map(value["env"]),
-            workdir=_text(value["workdir"]),
-            exposed_ports=_texts(value["exposed_ports"]),
-            volumes=_texts(value["volumes"]),
-            stop_signal=_text(value["stop_signal"]),
-            memory=_number(value["memory"]),
-            cpus=_number(value["cpus"]),
-            cmdline=_text(value["cmdline"]),
-            ukl_options=_texts(value["ukl_options"]),
-            kernel_version=_text(value["kernel_version"]),
-            libc_version=_text(value["libc_version"]),
-            target=_text(value["target"]),
-            boot=_texts(value["boot"]),
-            labels=_map(value["labels"]),
+            program=parameters.text(value["program"]),
+            entrypoint=parameters.texts(value["entrypoint"]),
+            cmd=parameters.texts(value["cmd"]),
+            env=parameters.text_map(value["env"]),
+            workdir=parameters.text(value["workdir"]),
+            exposed_ports=parameters.texts(value["exposed_ports"]),
+            volumes=parameters.texts(value["volumes"]),
+            stop_signal=parameters.text(value["stop_signal"]),
+            memory=parameters.number(value["memory"]),
+            cpus=parameters.number(value["cpus"]),
+            cmdline=parameters.text(value["cmdline"]),
+            ukl_options=parameters.texts(value["ukl_options"]),
+            kernel_version=parameters.text(value["kernel_version"]),
+            libc_version=parameters.text(value["libc_version"]),
+            target=parameters.text(value["target"]),
+            boot=parameters.texts(value["boot"]),
+            labels=parameters.text_map(value["labels"]),
         )
     except (KeyError, TypeError) as error:
         raise InternalError(f"bad parameters of the image step: {error}") from error
-
-
-def _text(value: JSON) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{value!r} is no text")
-    return value
-
-
-def _number(value: JSON) -> int:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{value!r} is no number")
-    return value
-
-
-def _texts(value: JSON) -> tuple[str, ...]:
-    if not isinstance(value, Sequence) or isinstance(value, str):
-        raise TypeError(f"{value!r} is no list")
-    return tuple(_text(item) for item in value)
-
-
-def _map(value: JSON) -> Mapping[str, str]:
-    if not isinstance(value, Mapping):
-        raise TypeError(f"{value!r} is no object")
-    return {name: _text(item) for name, item in value.items()}

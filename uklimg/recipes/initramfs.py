@@ -9,6 +9,7 @@ from uklimg.digest import JSON
 from uklimg.errors import InternalError
 from uklimg.graph import ContextTree, Host, Inline, InlineFile, Input, Output, Step
 from uklimg.guest.protocol import GuestConfig, encode, stub
+from uklimg.recipes import parameters
 from uklimg.recipes.init import OUTPUT as INIT_OUTPUT
 from uklimg.spec.model import Copy
 
@@ -123,10 +124,10 @@ def params_of(value: JSON) -> InitramfsParams:
         if not isinstance(copies, Sequence) or isinstance(copies, str):
             raise TypeError("no copies")
         return InitramfsParams(
-            programs=_texts(value["programs"]),
-            trees=_number(value["trees"]),
+            programs=parameters.texts(value["programs"]),
+            trees=parameters.number(value["trees"]),
             copies=tuple(_copy_params(item) for item in copies),
-            folders=_texts(value["folders"]),
+            folders=parameters.texts(value["folders"]),
         )
     except (KeyError, TypeError) as error:
         raise InternalError(f"bad parameters of the initramfs step: {error}") from error
@@ -137,31 +138,13 @@ def _copy_params(value: JSON) -> CopyParams:
         raise TypeError("no object")
     chmod, paths = value["chmod"], value["paths"]
     return CopyParams(
-        sources=_texts(value["sources"]),
-        files=_texts(value["files"]),
-        dest=_text(value["dest"]),
+        sources=parameters.texts(value["sources"]),
+        files=parameters.texts(value["files"]),
+        dest=parameters.text(value["dest"]),
         unpack=value["unpack"] is True,
-        chown=_text(value["chown"]),
-        chmod=None if chmod is None else _number(chmod),
+        chown=parameters.text(value["chown"]),
+        chmod=None if chmod is None else parameters.number(chmod),
         parents=value["parents"] is True,
-        exclude=_texts(value["exclude"]),
-        paths=None if paths is None else _texts(paths),
+        exclude=parameters.texts(value["exclude"]),
+        paths=None if paths is None else parameters.texts(paths),
     )
-
-
-def _text(value: JSON) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{value!r} is no text")
-    return value
-
-
-def _number(value: JSON) -> int:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{value!r} is no number")
-    return value
-
-
-def _texts(value: JSON) -> tuple[str, ...]:
-    if not isinstance(value, Sequence) or isinstance(value, str):
-        raise TypeError(f"{value!r} is no list")
-    return tuple(_text(item) for item in value)
