@@ -43,6 +43,7 @@ def _example(session: pytest.Session, config: str) -> Path:
     tag = f"uklimg-test/example:{config}"
     with tempfile.TemporaryDirectory(prefix="uklimg-test-") as folder:
         shutil.copy(ROOT / "Uklfile.example", folder)
+        shutil.copy(ROOT / "scripts/example.lock", f"{folder}/Uklfile.lock")
         argv = [sys.executable, "-m", "uklimg", "build", "-f", f"{folder}/Uklfile.example", "-t", tag, folder]
         if config != "base":
             argv[4:4] = ["--kernel-config", config]

@@ -41,6 +41,7 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Example:
     uklfile = folder / "Uklfile.example"
     # A lock beside the original may be about an earlier state of the patches.
     shutil.copy(ROOT / uklfile.name, uklfile)
+    shutil.copy(ROOT / "scripts/example.lock", folder / "Uklfile.lock")
     subprocess.run(uklimg_cmd("build", "-f", str(uklfile), "-t", TAG, str(folder)), env=uklimg_env(), check=True)
     store = Store(read_settings(os.environ, Path.cwd()).store)
     root = store.tags()[TAG]

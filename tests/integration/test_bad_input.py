@@ -31,8 +31,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.boot]
 ROOT = Path(__file__).resolve().parents[2]
 IMAGE = "uklimg-test/example:base"
 STAGE = "FROM debian:trixie AS build\n"
-REDIS = re.search(r"^ARG REDIS=(\S+)$", (ROOT / "Uklfile.example").read_text(), re.MULTILINE)
-SOURCE = f"SOURCE debian:redis={REDIS[1] if REDIS else ''}"
+SOURCE = "SOURCE debian:redis"
 LAST = "FROM ukl:6.12\nLINK --from=build /src/app\n"
 C = "#include <stdio.h>\nint main(void) { puts(NONCE); return 0; }\n"
 
