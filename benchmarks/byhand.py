@@ -6,10 +6,11 @@ The scripts find the step's inputs where the step does.
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from dataclasses import replace
 
 from uklimg.errors import InternalError
-from uklimg.graph import Container, Graph, Inline, InlineFile, Step
+from uklimg.graph import Container, Graph, Inline, InlineFile, Input, Step
 from uklimg.recipes import kernel as kernel_recipe
 from uklimg.recipes.scripts import HOME
 from uklimg.recipes.toolchain import environment
@@ -23,6 +24,31 @@ cat /in/config/*.config > /tmp/hand/wanted
 make O=/tmp/hand/objects KCONFIG_ALLCONFIG=/tmp/hand/wanted allnoconfig
 make O=/tmp/hand/objects -j"$(nproc)" vmlinux bzImage
 """
+# Compiles what the patches touch, and all that includes their headers most, before and after they are applied.
+UNCHANGED_PARTS = (
+    "arch/x86/entry/ arch/x86/kernel/ arch/x86/mm/ arch/x86/events/core.o arch/x86/kernel/vmlinux.lds kernel/ "
+    "fs/binfmt_elf.o fs/exec.o fs/proc/"
+)
+UNCHANGED = f"""\
+mkdir -p /tmp/hand/source /tmp/hand/before /tmp/hand/after
+cd /tmp/hand/source
+tar --extract --strip-components=1 --file="$(echo /in/linux_*.tar.xz)"
+cat /in/config/*.config > /tmp/hand/wanted
+disassemble() {{
+    make O=/tmp/hand/objects KCONFIG_ALLCONFIG=/tmp/hand/wanted allnoconfig
+    make O=/tmp/hand/objects -j"$(nproc)" {UNCHANGED_PARTS}
+    (cd /tmp/hand/objects
+    cp arch/x86/kernel/vmlinux.lds /tmp/hand/$1/
+    for object in $(find arch/x86 kernel fs -name '*.o'); do
+        objdump --disassemble --reloc --no-show-raw-insn "$object" > "/tmp/hand/$1/$(echo "$object" | tr / _)"
+    done)
+}}
+disassemble before
+find /in/patches -name '*.patch' | sort | xargs cat | patch --strip=1 --quiet
+disassemble after
+ls /tmp/hand/after > /out/compared
+diff --recursive --brief /tmp/hand/before /tmp/hand/after > /out/differences || test $? = 1
+"""
 SOURCE = """\
 mkdir /tmp/hand
 dpkg-source --no-check --extract /in/source/*.dsc /tmp/hand/source
@@ -32,6 +58,7 @@ LINK = """\
 gcc -static -o /tmp/hand "$(ukl-find {program})" -lm
 """
 PLAIN = "plain-kernel"
+OFF = "kernel-off"
 
 
 def script(step: Step) -> str:
@@ -59,16 +86,28 @@ def static_link(step: Step) -> str:
 def plain_kernel(graph: Graph) -> Graph:
     """A step that builds the kernel of ``graph`` without our patches, and with the same configuration but for
     CONFIG_UKL; it leaves ``vmlinux``. Stored like any step."""
+    script = f"{KERNEL}cp /tmp/hand/objects/vmlinux /out/\n"
+    return _instead_of_kit(graph, PLAIN, "kernel without our patches", script, {"/in/patches": Inline(())})
+
+
+def kernel_off(graph: Graph) -> Graph:
+    """A step that compiles parts of the kernel of ``graph`` with CONFIG_UKL off, without and with our patches.
+
+    It leaves ``compared``, the files compared, a line each, and ``differences``, a line for each that differs: the
+    disassembly of an object, or the linker script.
+    """
+    return _instead_of_kit(graph, OFF, "kernel with our patches off", UNCHANGED, {})
+
+
+def _instead_of_kit(graph: Graph, name: str, title: str, script: str, inputs: Mapping[str, Input]) -> Graph:
     step = graph.step(kernel_recipe.STEP_ID)
     config, action = step.inputs["/in/config"], step.action
     if not isinstance(config, Inline) or not isinstance(action, Container):
         raise InternalError("the kernel's recipe has changed")
-    inputs = {**step.inputs, "/in/patches": Inline(()), "/in/config": Inline(_without_ukl(config))}
-    argv = ("/bin/sh", "-ec", f"{KERNEL}cp /tmp/hand/objects/vmlinux /out/\n")
-    plain = replace(
-        step, id=PLAIN, title="kernel without our patches", action=replace(action, argv=argv), inputs=inputs
-    )
-    return Graph.of([*graph.steps, plain], PLAIN)
+    all_inputs = {**step.inputs, "/in/config": Inline(_without_ukl(config)), **inputs}
+    argv = ("/bin/sh", "-ec", script)
+    other = replace(step, id=name, title=title, action=replace(action, argv=argv), inputs=all_inputs)
+    return Graph.of([*graph.steps, other], name)
 
 
 def _without_ukl(config: Inline) -> tuple[InlineFile, ...]:
