@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -43,10 +44,18 @@ def suite_image(context: Path) -> BuildImage:
 
 
 def _build(context: Path, config: str) -> Image:
-    tag = f"uklimg-test/guest-suite:{config}"
-    argv = [sys.executable, "-m", "uklimg", "build", "-f", str(context / "suite/Uklfile"), "-t", tag]
-    if config != "base":
-        argv += ["--kernel-config", config]
+    options = [] if config == "base" else ["--kernel-config", config]
+    return _built(context, context / "suite/Uklfile", f"uklimg-test/guest-suite:{config}", *options)
+
+
+@pytest.fixture(scope="session")
+def build_image() -> Callable[[Path, str], Image]:
+    """Build the Uklfile of a folder under a tag, with the ``base`` configuration."""
+    return lambda folder, tag: _built(folder, folder / "Uklfile", tag)
+
+
+def _built(context: Path, uklfile: Path, tag: str, *options: str) -> Image:
+    argv = [sys.executable, "-m", "uklimg", "build", "-f", str(uklfile), "-t", tag, *options]
     proc.run([*argv, str(context)], env=dict(os.environ), timeout=3000)
     store = Store(read_settings(os.environ, Path.cwd()).store)
     image = oci.read_image(lambda d: store.read_blob(d.digest), store.tags()[tag])

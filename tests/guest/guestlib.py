@@ -81,17 +81,22 @@ def boot(
     programs: Sequence[Program],
     options: RunOptions,
     *,
+    kernel: str = "vmlinux",
     show: Callable[[bytes], object] = lambda _: None,
     on_report: Callable[[Report], object] = lambda _: None,
 ) -> str:
-    """Boot and run ``programs`` in order; the console's text, which ``show`` gets as it comes."""
+    """Boot and run ``programs`` in order; the console's text, which ``show`` gets as it comes.
+
+    ``kernel`` is ``vmlinux`` or, with KASLR, ``bzimage``.
+    """
     console: list[bytes] = []
 
     def keep(data: bytes) -> None:
         console.append(data)
         show(data)
 
-    machine, guest = configure(image.run, image.vmlinux, image.initramfs, options)
+    file = image.bzimage if kernel == "bzimage" else image.vmlinux
+    machine, guest = configure(image.run, file, image.initramfs, options)
     guest = replace(guest, programs=tuple(programs), markers=True, raw_console=True)
     launch(Qemu(), machine, guest, env=proc.host_env(os.environ), show=keep, on_report=on_report)
     return b"".join(console).decode("utf-8", "replace").replace("\r\n", "\n")

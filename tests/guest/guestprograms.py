@@ -20,6 +20,7 @@ class Role(Enum):
     PROGRAM = "program"  # on plain Linux and as UKL with equal output
     BESIDE = "beside"  # a UKL program that starts a ring-3 command
     RING3 = "ring3"  # an ordinary program only
+    TOOL = "tool"
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cache
@@ -9,10 +10,12 @@ from pathlib import Path
 
 import pytest
 from guestlib import (
+    LIMIT,
     LINUX,
     UKL,
     BuildImage,
     Ended,
+    Image,
     NmiStorm,
     boot,
     guest_programs,
@@ -23,15 +26,17 @@ from guestlib import (
 )
 
 from uklimg.errors import ToolError
+from uklimg.guest.protocol import Program
 from uklimg.runner.request import RunOptions
 
 pytestmark = [pytest.mark.guest, pytest.mark.boot, pytest.mark.timeout(3600)]
 
 NAMES = [p.name for p in guest_programs()]
-BOOTS = [("base", 1), ("base", 2), ("debug", 1), ("debug", 2)]
+# Configuration, processors, kernel file: bzImage has KASLR.
+BOOTS = [("base", 1, "bzimage"), ("base", 2, "vmlinux"), ("debug", 1, "vmlinux"), ("debug", 2, "bzimage")]
 
 
-Results = Callable[[str, int], Mapping[str, Ended]]
+Results = Callable[[str, int, str], Mapping[str, Ended]]
 
 
 @pytest.fixture(scope="module")
@@ -39,18 +44,18 @@ def results(suite_image: BuildImage) -> Results:
     """What every program did in a boot; one boot for all programs, made when it is first asked for."""
 
     @cache
-    def boot_all(config: str, cpus: int) -> Mapping[str, Ended]:
+    def boot_all(config: str, cpus: int, kernel: str) -> Mapping[str, Ended]:
         programs = [program(p.name, mode, p.args) for p in guest_programs() for mode in (LINUX, UKL)]
         programs.append(shell("dmesg", "dmesg"))
-        return sections(boot(suite_image(config), programs, RunOptions(cpus=cpus)))
+        return sections(boot(suite_image(config), programs, RunOptions(cpus=cpus), kernel=kernel))
 
     return boot_all
 
 
-@pytest.mark.parametrize("config, cpus", BOOTS)
+@pytest.mark.parametrize("config, cpus, kernel", BOOTS)
 @pytest.mark.parametrize("name", NAMES)
-def test_a_program_does_the_same_as_ukl(results: Results, name: str, config: str, cpus: int) -> None:
-    ended = results(config, cpus)
+def test_a_program_does_the_same_as_ukl(results: Results, name: str, config: str, cpus: int, kernel: str) -> None:
+    ended = results(config, cpus, kernel)
     assert f"{LINUX}:{name}" in ended, f"ring 3 never ended; the boot got to {list(ended)}"
     assert f"{UKL}:{name}" in ended, f"UKL never ended; the boot got to {list(ended)}"
     assert ended[f"{LINUX}:{name}"].status == "exit 0", ended[f"{LINUX}:{name}"].output
@@ -58,9 +63,9 @@ def test_a_program_does_the_same_as_ukl(results: Results, name: str, config: str
     assert ended[f"{UKL}:{name}"].output == ended[f"{LINUX}:{name}"].output
 
 
-@pytest.mark.parametrize("config, cpus", BOOTS)
-def test_the_kernel_has_nothing_to_complain_of(results: Results, config: str, cpus: int) -> None:
-    log = results(config, cpus)["dmesg"].output
+@pytest.mark.parametrize("config, cpus, kernel", BOOTS)
+def test_the_kernel_has_nothing_to_complain_of(results: Results, config: str, cpus: int, kernel: str) -> None:
+    log = results(config, cpus, kernel)["dmesg"].output
     assert "ukl: suite:" in log
     assert trouble(log) == []
 
@@ -95,10 +100,34 @@ def test_ring_3_cannot_become_ukl(suite_image: BuildImage) -> None:
 
 def test_ring_3_cannot_become_ukl_with_smap(suite_image: BuildImage) -> None:
     attack = replace(program("beside", UKL, ["@attack@"]), timeout=900)
-    ended = sections(boot(suite_image("debug"), [attack, shell("dmesg", "dmesg")], RunOptions(cpus=2)))
+    programs = [attack, shell("dmesg", "dmesg")]
+    ended = sections(boot(suite_image("debug"), programs, RunOptions(cpus=2), kernel="bzimage"))
     assert "attack: all refused" in ended["ukl:beside"].output
     assert ended["ukl:beside"].status == "exit 0"
     assert trouble(ended["dmesg"].output) == []
+
+
+def test_each_boot_of_a_bzimage_moves_the_application(suite_image: BuildImage) -> None:
+    """As far as the kernel, and elsewhere each time; vmlinux stays where it was linked, and so does nokaslr."""
+    ask = ["/bin/busybox", "sh", "-c", "echo addresses $(grep ' _text$' /proc/kallsyms) $UKL_TEXT"]
+    programs = [program("beside", UKL, ask), program("cxx", UKL), shell("dmesg", "dmesg")]
+
+    def addresses(kernel: str, cmdline: str = "") -> tuple[int, int]:
+        ended = sections(boot(suite_image("base"), programs, RunOptions(cmdline=cmdline), kernel=kernel))
+        assert ended["ukl:cxx"].status == "exit 0", ended["ukl:cxx"].output
+        assert trouble(ended["dmesg"].output) == []
+        line = next(x for x in ended["ukl:beside"].output.splitlines() if x.startswith("addresses "))
+        return int(line.split()[1], 16), int(line.split()[-1], 16)
+
+    text, app = addresses("vmlinux")
+    assert addresses("bzimage", "nokaslr") == (text, app)
+    moves = set()
+    for _ in range(20):
+        moved_text, moved_app = addresses("bzimage")
+        assert moved_app - app == moved_text - text
+        assert (moved_text - text) % (2 << 20) == 0
+        moves.add(moved_text - text)
+    assert len(moves) > 15
 
 
 @pytest.mark.parametrize("pti", ["off", "on"])
@@ -124,3 +153,94 @@ def test_a_kernel_stack_that_overflows_is_told(suite_image: BuildImage) -> None:
     with pytest.raises(ToolError, match="panicked"):
         boot(suite_image("debug"), [shell(provoke, "overflow")], RunOptions(cpus=2), show=console.append)
     assert b"stack guard page was hit" in b"".join(console)
+
+
+RUN = "EXPECT_UKL=1 HOME=/root UKL_PROGRAM={} /ukl/suite >/tmp/out 2>&1 & p=$!; "
+END = " wait $p; echo status $?; tail -n 1 /tmp/out"
+
+
+def test_functions_of_the_application_have_names(suite_image: BuildImage) -> None:
+    """In /proc/kallsyms, for root only, and in the kernel's warnings, whose Code: lines can be read. With KASLR."""
+    debugfs = "mount -t debugfs d /sys/kernel/debug"
+    file = "/sys/kernel/debug/provoke-crash/DIRECT"
+    look = "grep -w -e main_provoke -e _text -e main /proc/kallsyms"
+    programs = [
+        shell(debugfs, "mount"),
+        program("provoke", UKL, ["write", "WARNING", file]),
+        shell(look, "root"),
+        shell(f"setuidgid 1000:1000 {look}", "other"),
+        shell("dmesg", "dmesg"),
+    ]
+    ended = sections(boot(suite_image("debug"), programs, RunOptions(cpus=2), kernel="bzimage"))
+    assert ended["ukl:provoke"].status == "exit 0", ended["ukl:provoke"].output
+    log = ended["dmesg"].output
+    warning = log[log.index("lkdtm_WARNING") :]
+    assert re.search(r"RIP: 0013:\w*write\+0x", warning), warning
+    assert "Unable to access opcode bytes" not in warning
+    rows = {line.split()[2]: int(line.split()[0], 16) for line in ended["root"].output.splitlines()}
+    assert rows["main_provoke"] > rows["_text"] > 0xFFFFFFFF80000000
+    assert {line.split()[0] for line in ended["other"].output.splitlines()} == {"0" * 16}
+
+
+def test_stop_and_continue(suite_image: BuildImage) -> None:
+    stop = "kill -STOP $p; sleep 1; cut -d' ' -f3 /proc/$p/stat; kill -CONT $p;"
+    programs = [shell(RUN.format("threads") + stop + END, "stop"), shell("dmesg", "dmesg")]
+    ended = sections(boot(suite_image("debug"), programs, RunOptions(cpus=2)))
+    assert ended["stop"].output.split("\n")[:3] == ["T", "status 0", "threads: all checks passed"]
+    assert trouble(ended["dmesg"].output) == []
+
+
+def test_processors_come_and_go(suite_image: BuildImage) -> None:
+    """The second processor goes and comes while the application has threads on both."""
+    online = "/sys/devices/system/cpu/cpu1/online"
+    cycle = f"n=0; while kill -0 $p 2>/dev/null; do echo 0 >{online}; echo 1 >{online}; n=$((n+1)); done;"
+    programs = [
+        shell(RUN.format("threads") + cycle + END + "; echo times $n", "hotplug"),
+        program("fork", UKL),
+        shell(f"cat {online}; dmesg", "dmesg"),
+    ]
+    ended = sections(boot(suite_image("debug"), programs, RunOptions(cpus=2)))
+    assert ended["hotplug"].output.split("\n")[:2] == ["status 0", "threads: all checks passed"]
+    assert int(ended["hotplug"].output.split()[-1]) >= 2
+    assert ended["ukl:fork"].status == "exit 0"
+    assert trouble(ended["dmesg"].output) == []
+
+
+def test_out_of_memory_ends_the_application_and_nothing_else(suite_image: BuildImage) -> None:
+    programs = [program("provoke", UKL, ["eat"]), program("cxx", UKL), shell("dmesg", "dmesg")]
+    ended = sections(boot(suite_image("base"), programs, RunOptions(cpus=2)))
+    assert ended["ukl:provoke"].status == "signal 9"
+    assert ended["ukl:cxx"].status == "exit 0", ended["ukl:cxx"].output
+    log = ended["dmesg"].output
+    assert re.search(r"Out of memory: Killed process \d+ \(suite\)", log)
+    assert not re.search(r"\bBUG\b|\bOops\b|WARNING", log)
+
+
+BIG = r"""
+#include <stdio.h>
+#include <string.h>
+static char big[900 << 20];
+int main(void)
+{
+	long sum = 0;
+	for (size_t at = 0; at < sizeof big; at += 8 << 20)
+		big[at] = 1;
+	for (size_t at = 0; at < sizeof big; at += 4 << 20)
+		sum += big[at];
+	printf("sum %ld\n", sum);
+	return sum != 113;
+}
+"""
+
+
+def test_900_mib_of_static_data(tmp_path: Path, build_image: Callable[[Path, str], Image]) -> None:
+    (tmp_path / "big.c").write_text(BIG)
+    (tmp_path / "Uklfile").write_text(
+        "FROM debian:trixie AS build\nCOPY big.c /\nRUN $CC -O1 -o /big /big.c\n"
+        'FROM ukl:6.12\nLINK --from=build /big\nCMD ["big"]\nMEMORY 1200M\n'
+    )
+    image = build_image(tmp_path, "uklimg-test/guest-big")
+    for kernel in ("vmlinux", "bzimage"):
+        big = Program("/ukl/big", ("big",), timeout=LIMIT, label="big")
+        ended = sections(boot(image, [big], RunOptions(), kernel=kernel))
+        assert (ended["big"].output, ended["big"].status) == ("sum 113\n", "exit 0")

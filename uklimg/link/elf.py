@@ -6,6 +6,7 @@ Runs in the build container, beside the other files of this folder, and in the t
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 EHDR = struct.Struct("<16sHHIQQQIHHHHHH")
@@ -15,7 +16,9 @@ SYM = struct.Struct("<IBBHQQ")
 
 PT_LOAD, PT_NOTE = 1, 4
 PF_X = 1
-SHT_SYMTAB, SHT_NOTE = 2, 7
+SHT_SYMTAB, SHT_NOTE, SHT_NOBITS = 2, 7, 8
+SHF_ALLOC, SHF_EXECINSTR = 2, 4
+STT_FUNC, STT_GNU_IFUNC = 2, 10
 STB_GLOBAL = 1
 SHN_UNDEF = 0
 
@@ -55,6 +58,7 @@ class Segment:
 class Section:
     name: str
     type: int
+    flags: int
     addr: int
     offset: int
     size: int
@@ -85,7 +89,7 @@ class Elf:
         if not rows:
             return []
         names = rows[self.shstrndx][4]
-        return [Section(self._string(names + r[0]), r[1], r[3], r[4], r[5], r[6]) for r in rows]
+        return [Section(self._string(names + r[0]), r[1], r[2], r[3], r[4], r[5], r[6]) for r in rows]
 
     def section(self, name: str) -> Section:
         for section in self.sections():
@@ -95,17 +99,28 @@ class Elf:
 
     def symbols(self) -> dict[str, int]:
         """Values of the defined global symbols."""
+        return {name: value for name, info, value in self._defined() if info >> 4 == STB_GLOBAL}
+
+    def functions(self) -> list[tuple[int, str]]:
+        """(address, name) of the functions, ascending; of the names of an address a global one, then the first."""
+        found: dict[int, tuple[bool, str]] = {}
+        for name, info, value in self._defined():
+            if info & 15 in (STT_FUNC, STT_GNU_IFUNC):
+                rank = (info >> 4 != STB_GLOBAL, name)
+                found[value] = min(found.get(value, rank), rank)
+        return [(value, found[value][1]) for value in sorted(found)]
+
+    def _defined(self) -> Iterator[tuple[str, int, int]]:
+        """(name, st_info, value) of every defined symbol."""
         sections = self.sections()
-        found: dict[str, int] = {}
         for table in sections:
             if table.type != SHT_SYMTAB:
                 continue
             strings = sections[table.link].offset
             for at in range(table.offset, table.offset + table.size, SYM.size):
                 name, info, _, shndx, value, _ = SYM.unpack_from(self.data, at)
-                if info >> 4 == STB_GLOBAL and shndx != SHN_UNDEF:
-                    found[self._string(strings + name)] = value
-        return found
+                if shndx != SHN_UNDEF:
+                    yield self._string(strings + name), info, value
 
     def notes(self) -> list[tuple[str, int, bytes]]:
         """(owner, type, descriptor) of every note in a PT_NOTE segment."""

@@ -155,15 +155,14 @@ def kernel_value(name: str) -> str:
 
 
 def collect(out: Path) -> None:
-    text = (SOURCE / "arch/x86/include/asm/ukl.h").read_text()
-    start = re.search(r"#define UKL_TEXT_START\s+_AC\((0x[0-9a-f]+), UL\)", text)
+    start = re.search(r"^([0-9a-f]{16}) \w ukl_text_start$", (OBJECTS / "System.map").read_text(), re.MULTILINE)
     if not start:
-        raise KitError("asm/ukl.h does not say where the application's code lies")
+        raise KitError("the kernel does not say where the application's code lies")
     config = wanted_config([OBJECTS / ".config"])
     facts = {
         "version": 1,
         "kernel": kernel_value("UTS_RELEASE"),
-        "text_start": start[1],
+        "text_start": f"0x{start[1]}",
         "reserve_mib": int(config["CONFIG_UKL_RESERVE_MIB"]),
         "kaslr": config.get("CONFIG_RANDOMIZE_BASE", "n") == "y",
     }

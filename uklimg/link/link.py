@@ -9,10 +9,14 @@ Exit status: 0; 1 with one line on stderr that starts with ``ukl-link:`` when th
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import json
 import re
 import subprocess
 import sys
+import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +33,23 @@ TRUNCATED = re.compile(r"relocation truncated to fit: (\S+) against")
 LIBC_FAMILY = {"-lc", "-lpthread", "-ldl", "-lrt", "-lutil", "-lgcc", "-lgcc_eh", "-lgcc_s"}
 
 
+# The data's first address, as in an ordinary program.
+DATA_START = 0x400000
+# Displacements of 31 bits from code at 2^64 - 2^30 end at 2^30.
+DATA_REACH = (1 << 30) - DATA_START
+# How much higher the second link is whose differences to the first are the addresses.
+MOVED = 0x10000
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where to link: the code at ``text_start``, and everything ``moved`` bytes higher; and the build ID."""
+
+    text_start: int
+    moved: int = 0
+    build_id: str = "sha1"
+
+
 class LinkError(Exception):
     """One line for the user; ``detail`` is the linker's own words."""
 
@@ -41,6 +62,21 @@ def gcc_file(name: str) -> str:
     """The path of a file that gcc knows where to find (crt1.o, crtbeginS.o)."""
     done = subprocess.run(["gcc", f"-print-file-name={name}"], capture_output=True, text=True, check=True)
     return done.stdout.strip()
+
+
+def check_sizes(obj: elf.Elf, reserve: int) -> None:
+    """What surely cannot fit is told before the link: libraries come on top of ``obj``. ``reserve`` is in bytes.
+
+    LinkError when the data are more than the code reaches, TooLarge when what vmlinux must hold is.
+    """
+    there = [s for s in obj.sections() if s.flags & elf.SHF_ALLOC]
+    data = sum(s.size for s in there if not s.flags & elf.SHF_EXECINSTR)
+    if data > DATA_REACH:
+        raise LinkError(
+            f"the application has {-(-data // embed.MIB)} MiB of static data, and its code reaches "
+            f"{DATA_REACH // embed.MIB} MiB; allocate the large arrays at run time"
+        )
+    embed.check_size(sum(s.size for s in there if s.type != elf.SHT_NOBITS), reserve)
 
 
 def library_folders() -> list[str]:
@@ -59,16 +95,17 @@ def link_cmd(
     options: list[str],
     crt: dict[str, str],
     folders: list[str],
-    text_start: int,
+    place: Place,
     symbols: dict[str, int],
 ) -> list[str]:
     """ld's command line. crtbeginS.o, not crtbeginT.o: the latter's addresses are 32 bits wide."""
     script = Path(__file__).resolve().with_name("app.lds")
     middle = [lib for lib in libs if lib not in LIBC_FAMILY]
     return [
-        "ld", "-static", "-z", "noexecstack", "-z", "max-page-size=4096", "--build-id=sha1", "--eh-frame-hdr",
-        f"--defsym=UKL_TEXT_START={text_start:#x}",
-        *(f"--defsym={name}={value:#x}" for name, value in sorted(symbols.items())),
+        "ld", "-static", "-z", "noexecstack", "-z", "max-page-size=4096", f"--build-id={place.build_id}",
+        "--eh-frame-hdr", f"--defsym=UKL_TEXT_START={place.text_start + place.moved:#x}",
+        f"--defsym=UKL_DATA_START={DATA_START + place.moved:#x}",
+        *(f"--defsym={name}={value + place.moved:#x}" for name, value in sorted(symbols.items())),
         "-T", str(script), "-o", str(out), *options,
         crt["crt1.o"], crt["crti.o"], crt["crtbeginS.o"], str(obj),
         *(f"-L{folder}" for folder in folders),
@@ -82,7 +119,7 @@ def run_linker(cmd: list[str]) -> tuple[int, str]:
     return done.returncode, done.stderr
 
 
-def link(obj: Path, info: dict[str, object], out: Path, text_start: int, kernel: dict[str, int]) -> list[str]:
+def link(obj: Path, info: dict[str, object], out: Path, place: Place, kernel: dict[str, int]) -> list[str]:
     """Link ``obj`` to ``out``; names it lacks are looked for in the kernel. Returns those taken from there."""
     crt = {n: gcc_file(n) for n in ("crt1.o", "crti.o", "crtbeginS.o", "crtendS.o", "crtn.o")}
     libs = [str(x) for x in info.get("libs", [])]  # type: ignore[attr-defined]
@@ -101,7 +138,7 @@ def link(obj: Path, info: dict[str, object], out: Path, text_start: int, kernel:
             options=options,
             crt=crt,
             folders=folders,
-            text_start=text_start,
+            place=place,
             symbols=symbols,
         )
         return run_linker(cmd)
@@ -141,12 +178,21 @@ def build(args: argparse.Namespace) -> None:
     kit = json.loads((args.kit / "kit.json").read_text())
     program = args.out / f"{args.name}.debug"
     text_start = int(kit["text_start"], 16)
-    taken = link(args.object, info, program, text_start, kernel_symbols(args.kit / "System.map"))
+    check_sizes(elf.Elf(args.object.read_bytes()), int(kit["reserve_mib"]) * embed.MIB)
+    kernel = kernel_symbols(args.kit / "System.map")
+    taken = link(args.object, info, program, Place(text_start), kernel)
     linked = program.read_bytes()
     code, rest, address = embed.split(linked)
     if address != text_start:
         raise LinkError(f"the code begins at {address:#x} instead of {text_start:#x}")
-    content = embed.blob(args.name, code, rest)
+    with tempfile.TemporaryDirectory() as folder:
+        second = Path(folder) / "moved"
+        place = Place(text_start, MOVED, f"0x{elf.Elf(linked).build_id()}")
+        with contextlib.redirect_stderr(io.StringIO()):  # the linker's warnings were shown
+            link(args.object, info, second, place, kernel)
+        there = embed.split(second.read_bytes())[:2]
+    symbols = embed.symbol_table(elf.Elf(linked).functions(), text_start, len(code))
+    content = embed.blob(args.name, (code, rest), there, MOVED, symbols)
     vmlinux = embed.embed((args.kit / "vmlinux").read_bytes(), content)
     (args.out / "vmlinux").write_bytes(vmlinux)
     (args.out / "vmlinux").chmod(0o755)
@@ -178,7 +224,7 @@ def main() -> int:
         sys.stderr.write(error.detail)
         print(f"ukl-link: {args.name}: {error}", file=sys.stderr)
         return 1
-    except (embed.TooLarge, elf.ElfError) as error:
+    except (embed.NotMovable, embed.TooLarge, elf.ElfError) as error:
         print(f"ukl-link: {args.name}: {error}", file=sys.stderr)
         return 1
     return 0

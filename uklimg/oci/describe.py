@@ -9,7 +9,7 @@ from uklimg.digest import JSON, Digest
 from uklimg.oci.image import BZIMAGE, FILES, ROLE, VMLINUX, RunConfig, run_config
 from uklimg.oci.model import ImageConfig, Index, Manifest
 
-_KASLR = "no KASLR, whichever kernel file boots: the program is linked to fixed addresses"
+_KASLR = "vmlinux has no KASLR: PVH starts it where it was linked; bzImage has (run --boot bzimage)"
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ def bzimage_step(*, base: str, kit: str, app: str, link: Mapping[str, bytes]) ->
         recipe_version=RECIPE_VERSION,
         action=Container(rootfs=base, argv=argv),
         inputs={
-            f"{HOME}/link": scripts(link, "bzimage.py"),
+            f"{HOME}/link": scripts(link, "bzimage.py", "elf.py"),
             "/in/kit": Output(kit),
             "/in/vmlinux": Output(app, "vmlinux"),
         },
