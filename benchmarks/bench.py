@@ -38,6 +38,8 @@ from uklimg.store import StepResult, Store
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLE = ROOT / "Uklfile.example"
 LOCK = ROOT / "Uklfile.lock"
+# The versions of the demo and the tests.
+EXAMPLE_LOCK = ROOT / "scripts/example.lock"
 
 # Prints how long the command took, without the start of its container, and the processor time of all that it started.
 _TIMED = 'a=$(date +%s%N); "$@"; s=$?; b=$(date +%s%N); echo "benchmark-ns $((b - a))"; times; exit $s'
@@ -141,11 +143,11 @@ class Bench:
         self.store: Store = host.store(self._events)
 
     def graph(self, uklfile: Path, context: Path) -> Graph:
-        """The steps of a Uklfile, with the versions of the repository's own lock. Writes no lock."""
+        """The steps of a Uklfile, with the versions of the checkout's lock, or of the tests'. Writes no lock."""
         data = self.host.data()
         project = open_project(uklfile, context, {}, data)
-        if LOCK.exists():
-            project = replace(project, lock=parse_lock(LOCK.read_text(encoding="utf-8"), str(LOCK)))
+        lock = LOCK if LOCK.exists() else EXAMPLE_LOCK
+        project = replace(project, lock=parse_lock(lock.read_text(encoding="utf-8"), str(lock)))
         with self.host.resolver(self.store, self._events) as resolver:
             found = resolve_project(project, data, resolver)
         return plan_project(project, found, Options()).graph
