@@ -175,7 +175,7 @@ def test_functions_of_the_application_have_names(suite_image: BuildImage) -> Non
     assert ended["ukl:provoke"].status == "exit 0", ended["ukl:provoke"].output
     log = ended["dmesg"].output
     warning = log[log.index("lkdtm_WARNING") :]
-    assert re.search(r"RIP: 0013:\w*write\+0x", warning), warning
+    assert re.search(r"RIP: 0013:[A-Za-z_]\w+\+0x\w+/0x", warning), warning
     assert "Unable to access opcode bytes" not in warning
     rows = {line.split()[2]: int(line.split()[0], 16) for line in ended["root"].output.splitlines()}
     assert rows["main_provoke"] > rows["_text"] > 0xFFFFFFFF80000000
