@@ -239,7 +239,7 @@ def test_900_mib_of_static_data(tmp_path: Path, build_image: Callable[[Path, str
         "FROM debian:trixie AS build\nCOPY big.c /\nRUN $CC -O1 -o /big /big.c\n"
         'FROM ukl:6.12\nLINK --from=build /big\nCMD ["big"]\nMEMORY 1200M\n'
     )
-    image = build_image(tmp_path, "uklimg-test/guest-big")
+    image = build_image(tmp_path, "uklimg-test/guest-big:base")
     for kernel in ("vmlinux", "bzimage"):
         big = Program("/ukl/big", ("big",), timeout=LIMIT, label="big")
         ended = sections(boot(image, [big], RunOptions(), kernel=kernel))
