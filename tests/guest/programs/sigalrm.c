@@ -241,8 +241,9 @@ static uint64_t spin(int kind, const struct image *image)
 {
 	static const uint32_t mxcsr = 0xdf80; /* all masked, round up, flush to zero */
 
-	stop = 0;
+	/* In this order: an alarm between them would set stop again, for what the last loop counted. */
 	signals = 0;
+	stop = 0;
 	switch (kind) {
 	case 0:
 		return spin_zone(&stop, image->zone);
