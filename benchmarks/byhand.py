@@ -27,7 +27,7 @@ make O=/tmp/hand/objects -j"$(nproc)" vmlinux bzImage
 # Compiles what the patches touch, and all that includes their headers most, before and after they are applied.
 UNCHANGED_PARTS = (
     "arch/x86/entry/ arch/x86/kernel/ arch/x86/mm/ arch/x86/events/core.o arch/x86/kernel/vmlinux.lds kernel/ "
-    "fs/binfmt_elf.o fs/exec.o fs/proc/"
+    "drivers/firmware/efi/libstub/x86-stub.o fs/binfmt_elf.o fs/exec.o fs/proc/ mm/memory.o"
 )
 UNCHANGED = f"""\
 mkdir -p /tmp/hand/source /tmp/hand/before /tmp/hand/after
@@ -57,8 +57,46 @@ dpkg-source --no-check --extract /in/source/*.dsc /tmp/hand/source
 LINK = """\
 gcc -static -o /tmp/hand "$(ukl-find {program})" -lm
 """
+# /in/build.sh says which, and how; the kernel's source has them.
+SELFTESTS = """\
+mkdir -p /tmp/hand/source
+cd /tmp/hand/source
+tar --extract --strip-components=1 --file="$(echo /in/linux_*.tar.xz)"
+sh /in/selftests/build.sh /tmp/hand/source /out
+"""
+# Enough of a kernel to boot from an initramfs and talk to the runner.
+SMALL_CONFIG = """\
+64BIT SMP PCI ACPI PVH HYPERVISOR_GUEST PARAVIRT PRINTK BUG TTY SERIAL_8250 SERIAL_8250_CONSOLE BLK_DEV_INITRD
+BINFMT_ELF BINFMT_SCRIPT PROC_FS SYSFS SHMEM TMPFS DEVTMPFS MULTIUSER FUTEX EPOLL SIGNALFD TIMERFD EVENTFD
+POSIX_TIMERS HIGH_RES_TIMERS KALLSYMS PERF_EVENTS VIRTIO_MENU VIRTIO_PCI VIRTIO_CONSOLE HW_RANDOM HW_RANDOM_VIRTIO
+ADVISE_SYSCALLS STRICT_KERNEL_RWX CPU_MITIGATIONS MITIGATION_PAGE_TABLE_ISOLATION COREDUMP ELF_CORE NET UNIX INET
+DEBUG_KERNEL DEBUG_ENTRY UKL
+"""
+EACH_PREFIX = f"""\
+mkdir -p /tmp/hand/source
+cd /tmp/hand/source
+tar --extract --strip-components=1 --file="$(echo /in/linux_*.tar.xz)"
+for option in {" ".join(SMALL_CONFIG.split())}; do echo "CONFIG_$option=y"; done > /tmp/hand/wanted
+number=0
+build() {{
+    echo "$1" >> /out/names
+    make O=/tmp/hand/objects KCONFIG_ALLCONFIG=/tmp/hand/wanted allnoconfig
+    make O=/tmp/hand/objects -j"$(nproc)" vmlinux > /tmp/hand/log 2>&1 || {{ tail -n 50 /tmp/hand/log; exit 1; }}
+    grep -i warning /tmp/hand/log > "/out/$number.warnings" || true
+    strip -o "/out/$number.vmlinux" /tmp/hand/objects/vmlinux
+    number=$((number + 1))
+}}
+build "none"
+for patch in $(find /in/patches -name '*.patch' | sort); do
+    patch --strip=1 --fuzz=0 --quiet --input="$patch"
+    build "$(basename "$patch")"
+done
+grep --quiet CONFIG_UKL=y /tmp/hand/objects/.config
+"""
 PLAIN = "plain-kernel"
 OFF = "kernel-off"
+TESTS = "kernel-selftests"
+PREFIXES = "kernel-prefixes"
 
 
 def script(step: Step) -> str:
@@ -97,6 +135,20 @@ def kernel_off(graph: Graph) -> Graph:
     disassembly of an object, or the linker script.
     """
     return _instead_of_kit(graph, OFF, "kernel with our patches off", UNCHANGED, {})
+
+
+def selftests(graph: Graph, script: bytes) -> Graph:
+    """A step that builds selftests of the kernel of ``graph``, as ``script`` does for a source and an output."""
+    inputs = {"/in/selftests": Inline((InlineFile("build.sh", script),)), "/in/patches": Inline(())}
+    return _instead_of_kit(graph, TESTS, "selftests of the kernel", SELFTESTS, inputs)
+
+
+def prefixes(graph: Graph) -> Graph:
+    """A step that builds the kernel of ``graph`` after each of its patches, with a small configuration.
+
+    It leaves ``names``, a line for each, and for the Nth ``N.vmlinux`` and ``N.warnings``, which should be empty.
+    """
+    return _instead_of_kit(graph, PREFIXES, "kernels after each patch", EACH_PREFIX, {})
 
 
 def _instead_of_kit(graph: Graph, name: str, title: str, script: str, inputs: Mapping[str, Input]) -> Graph:

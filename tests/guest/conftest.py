@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
-from guestlib import BuildImage, Image
+from guestlib import SUITE, TOOLS, BuildImage, Image
 
 from uklimg import oci, proc
 from uklimg.cli.run import boot_file
+from uklimg.digest import Digest
+from uklimg.mirror import find_mirror
+from uklimg.recipes.app import step_id
+from uklimg.runner.machine import MIB
+from uklimg.runner.request import Bind, RunOptions
 from uklimg.settings import read_settings
 from uklimg.store import Store
 
 HERE = Path(__file__).parent
 BUSYBOX = Path("/bin/busybox")
+PACKAGES = "gdb-minimal,strace,linux-perf,kexec-tools"
+KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 
 
 @pytest.fixture(scope="session")
@@ -44,8 +53,28 @@ def suite_image(context: Path) -> BuildImage:
 
 
 def _build(context: Path, config: str) -> Image:
-    options = [] if config == "base" else ["--kernel-config", config]
-    return _built(context, context / "suite/Uklfile", f"uklimg-test/guest-suite:{config}", *options)
+    return _built(context, context / "suite/Uklfile", f"uklimg-test/guest-suite:{config}", *_config_options(config))
+
+
+def _config_options(config: str) -> list[str]:
+    return [word for name in config.split("+") if name != "base" for word in ("--kernel-config", name)]
+
+
+@pytest.fixture(scope="session")
+def suite_debug(context: Path, suite_image: BuildImage) -> Callable[[str], Path]:
+    """The application's debug file: its ELF file with everything, for a configuration."""
+
+    def debug(config: str) -> Path:
+        suite_image(config)
+        argv = [sys.executable, "-m", "uklimg", "plan", "--format", "json", "-f", str(context / "suite/Uklfile")]
+        planned = proc.run([*argv, *_config_options(config), str(context)], env=dict(os.environ))
+        (key,) = (step["key"] for step in json.loads(planned.text) if step["step"] == step_id(SUITE))
+        store = Store(read_settings(os.environ, Path.cwd()).store)
+        linked = store.lookup(Digest.parse(key))
+        assert linked is not None, "a build leaves the results of its steps"
+        return store.tree(linked) / f"{SUITE}.debug"
+
+    return debug
 
 
 @pytest.fixture(scope="session")
@@ -65,3 +94,38 @@ def _built(context: Path, uklfile: Path, tag: str, *options: str) -> Image:
         bzimage=boot_file(store, image, oci.BZIMAGE),
         initramfs=boot_file(store, image, oci.INITRAMFS),
     )
+
+
+@pytest.fixture(scope="session")
+def tools(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Debian 13 with a debugger, strace, perf and kexec, for the guest to mount."""
+    folder = tmp_path_factory.mktemp("tools") / "root"
+    folder.mkdir()
+    argv = ["mmdebstrap", "--quiet", "--mode=root", "--variant=extract", f"--keyring={KEYRING}"]
+    argv += [f"--include={PACKAGES}", "trixie", str(folder), find_mirror(os.environ)]
+    proc.run(argv, env=proc.host_env(os.environ), timeout=900)
+    for name in ("bin", "lib", "lib64", "sbin"):
+        if not (folder / name).exists():
+            (folder / name).symlink_to(f"usr/{name}")
+    for name in ("proc", "sys", "tmp", "dev", "ukl", "files"):
+        (folder / name).mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tool_options(
+    tools: Path, suite_image: BuildImage, suite_debug: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], RunOptions]:
+    """Options for booting a configuration's suite with TOOLS and, there, /files: ``suite`` (the debug file),
+    ``bzImage`` and ``initramfs``. The first program to run is PREPARE_TOOLS."""
+
+    @cache
+    def options(config: str) -> RunOptions:
+        files, image = tmp_path_factory.mktemp("files"), suite_image(config)
+        shutil.copy(suite_debug(config), files / "suite")
+        shutil.copy(image.bzimage, files / "bzImage")
+        shutil.copy(image.initramfs, files / "initramfs")
+        binds = (Bind(str(tools), TOOLS, True), Bind(str(files), f"{TOOLS}/files", True))
+        return RunOptions(cpus=2, memory=1024 * MIB, binds=binds)
+
+    return options

@@ -50,6 +50,12 @@ class Image:
 
 BuildImage = Callable[[str], Image]
 
+# For a shell: the suite as the program {} in the background, its process id as p.
+RUN = "EXPECT_UKL=1 HOME=/root UKL_PROGRAM={} /ukl/suite >/tmp/out 2>&1 & p=$!; "
+
+# Where the guest finds a Debian with tools, and what a chroot to it needs.
+TOOLS = "/tools"
+
 
 @dataclass(frozen=True)
 class Ended:
@@ -74,6 +80,13 @@ def program(name: str, mode: str, args: Sequence[str] = ()) -> Program:
 def shell(command: str, label: str) -> Program:
     argv = ("sh", "-c", command)
     return Program("/bin/busybox", argv, env={"PATH": "/bin"}, timeout=LIMIT, label=label)
+
+
+PREPARE_TOOLS = shell(
+    f"cd {TOOLS}; mount -t proc proc proc; mount -t sysfs sysfs sys; mount -t tmpfs tmpfs tmp;"
+    " mount -t devtmpfs dev dev; mount -o bind /ukl ukl",
+    "prepare",
+)
 
 
 def boot(

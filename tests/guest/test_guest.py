@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import pytest
 from guestlib import (
     LIMIT,
     LINUX,
+    RUN,
     UKL,
     BuildImage,
     Ended,
@@ -32,11 +33,49 @@ from uklimg.runner.request import RunOptions
 pytestmark = [pytest.mark.guest, pytest.mark.boot, pytest.mark.timeout(3600)]
 
 NAMES = [p.name for p in guest_programs()]
-# Configuration, processors, kernel file: bzImage has KASLR.
-BOOTS = [("base", 1, "bzimage"), ("base", 2, "vmlinux"), ("debug", 1, "vmlinux"), ("debug", 2, "bzimage")]
 
 
-Results = Callable[[str, int, str], Mapping[str, Ended]]
+@dataclass(frozen=True)
+class Boot:
+    """A configuration, and how it is booted. A bzImage has KASLR. ``cpu``: QEMU's model, if not all that it knows."""
+
+    config: str
+    cpus: int
+    kernel: str
+    cmdline: str = ""
+    cpu: str = ""
+
+    def options(self) -> RunOptions:
+        extra = ("-cpu", self.cpu) if self.cpu else ()
+        return RunOptions(cpus=self.cpus, cmdline=self.cmdline, extra=extra)
+
+
+# `base` is PREEMPT_VOLUNTARY, `debug` has all models and full preemption unless told otherwise. The return thunks of
+# retbleed and SRSO are for AMD's processors.
+BOOTS = {
+    "base-1-bzimage": Boot("base", 1, "bzimage"),
+    "base-2-vmlinux": Boot("base", 2, "vmlinux"),
+    "base-unmitigated": Boot("base", 2, "bzimage", "mitigations=off pti=off"),
+    "base-pti": Boot("base", 2, "bzimage", "pti=on spectre_v2=retpoline"),
+    "base-amd": Boot(
+        "base", 2, "vmlinux", "spectre_v2=retpoline retbleed=unret spec_rstack_overflow=safe-ret", "EPYC"
+    ),
+    "debug-1-vmlinux": Boot("debug", 1, "vmlinux", "pti=on"),
+    "debug-2-bzimage": Boot("debug", 2, "bzimage"),
+    "debug-none": Boot("debug", 2, "vmlinux", "preempt=none"),
+    "debug-voluntary": Boot("debug", 2, "bzimage", "preempt=voluntary pti=on"),
+}
+# What says that the kernel is what was asked for: a file of the guest, and words in it.
+VULNERABILITIES = "/sys/devices/system/cpu/vulnerabilities"
+SAYS = {
+    "base-unmitigated": (f"{VULNERABILITIES}/spectre_v2", "Vulnerable"),
+    "base-pti": (f"{VULNERABILITIES}/spectre_v2", "Mitigation: Retpolines"),
+    "base-amd": (f"{VULNERABILITIES}/retbleed", "Mitigation: untrained return thunk"),
+    "debug-none": ("/sys/kernel/debug/sched/preempt", "(none)"),
+    "debug-voluntary": ("/sys/kernel/debug/sched/preempt", "(voluntary)"),
+    "debug-2-bzimage": ("/sys/kernel/debug/sched/preempt", "(full)"),
+}
+Results = Callable[[str], Mapping[str, Ended]]
 
 
 @pytest.fixture(scope="module")
@@ -44,18 +83,21 @@ def results(suite_image: BuildImage) -> Results:
     """What every program did in a boot; one boot for all programs, made when it is first asked for."""
 
     @cache
-    def boot_all(config: str, cpus: int, kernel: str) -> Mapping[str, Ended]:
+    def boot_all(name: str) -> Mapping[str, Ended]:
+        how = BOOTS[name]
         programs = [program(p.name, mode, p.args) for p in guest_programs() for mode in (LINUX, UKL)]
+        if name in SAYS:
+            programs.append(shell(f"mount -t debugfs d /sys/kernel/debug; cat {SAYS[name][0]}", "says"))
         programs.append(shell("dmesg", "dmesg"))
-        return sections(boot(suite_image(config), programs, RunOptions(cpus=cpus), kernel=kernel))
+        return sections(boot(suite_image(how.config), programs, how.options(), kernel=how.kernel))
 
     return boot_all
 
 
-@pytest.mark.parametrize("config, cpus, kernel", BOOTS)
+@pytest.mark.parametrize("how", BOOTS)
 @pytest.mark.parametrize("name", NAMES)
-def test_a_program_does_the_same_as_ukl(results: Results, name: str, config: str, cpus: int, kernel: str) -> None:
-    ended = results(config, cpus, kernel)
+def test_a_program_does_the_same_as_ukl(results: Results, name: str, how: str) -> None:
+    ended = results(how)
     assert f"{LINUX}:{name}" in ended, f"ring 3 never ended; the boot got to {list(ended)}"
     assert f"{UKL}:{name}" in ended, f"UKL never ended; the boot got to {list(ended)}"
     assert ended[f"{LINUX}:{name}"].status == "exit 0", ended[f"{LINUX}:{name}"].output
@@ -63,11 +105,14 @@ def test_a_program_does_the_same_as_ukl(results: Results, name: str, config: str
     assert ended[f"{UKL}:{name}"].output == ended[f"{LINUX}:{name}"].output
 
 
-@pytest.mark.parametrize("config, cpus, kernel", BOOTS)
-def test_the_kernel_has_nothing_to_complain_of(results: Results, config: str, cpus: int, kernel: str) -> None:
-    log = results(config, cpus, kernel)["dmesg"].output
+@pytest.mark.parametrize("how", BOOTS)
+def test_the_kernel_has_nothing_to_complain_of(results: Results, how: str) -> None:
+    log = results(how)["dmesg"].output
     assert "ukl: suite:" in log
     assert trouble(log) == []
+    assert ("Kernel/User page tables isolation: enabled" in log) == ("pti=on" in BOOTS[how].cmdline)
+    if how in SAYS:
+        assert SAYS[how][1] in results(how)["says"].output
 
 
 def test_a_shell_runs_beside_it(suite_image: BuildImage) -> None:
@@ -98,13 +143,26 @@ def test_ring_3_cannot_become_ukl(suite_image: BuildImage) -> None:
     assert trouble(ended["dmesg"].output) == []
 
 
-def test_ring_3_cannot_become_ukl_with_smap(suite_image: BuildImage) -> None:
+@pytest.mark.parametrize("how", ["base-pti", "base-amd", "debug-2-bzimage", "debug-none"])
+def test_ring_3_cannot_become_ukl_with_smap(suite_image: BuildImage, how: str) -> None:
     attack = replace(program("beside", UKL, ["@attack@"]), timeout=900)
     programs = [attack, shell("dmesg", "dmesg")]
-    ended = sections(boot(suite_image("debug"), programs, RunOptions(cpus=2), kernel="bzimage"))
+    wanted = BOOTS[how]
+    ended = sections(boot(suite_image(wanted.config), programs, wanted.options(), kernel=wanted.kernel))
     assert "attack: all refused" in ended["ukl:beside"].output
     assert ended["ukl:beside"].status == "exit 0"
     assert trouble(ended["dmesg"].output) == []
+
+
+def test_large_code_has_large_pages(suite_image: BuildImage) -> None:
+    """2 MiB of the suite's code are one page, read-only and executable; what is left has small ones."""
+    look = "mount -t debugfs d /sys/kernel/debug; grep -i '^0xffffffffc0' /sys/kernel/debug/page_tables/kernel"
+    ended = sections(boot(suite_image("debug"), [shell(look, "pages")], RunOptions()))
+    rows = [line.split() for line in ended["pages"].output.splitlines()]
+    first = next(row for row in rows if row[0].lower() == "0xffffffffc0000000-0xffffffffc0200000")
+    assert {"2M", "ro", "PSE", "x", "pmd"} <= set(first)
+    assert any({"ro", "x", "pte"} <= set(row) for row in rows), rows
+    assert not any({"RW", "x"} <= set(row) for row in rows)
 
 
 def test_each_boot_of_a_bzimage_moves_the_application(suite_image: BuildImage) -> None:
@@ -155,7 +213,6 @@ def test_a_kernel_stack_that_overflows_is_told(suite_image: BuildImage) -> None:
     assert b"stack guard page was hit" in b"".join(console)
 
 
-RUN = "EXPECT_UKL=1 HOME=/root UKL_PROGRAM={} /ukl/suite >/tmp/out 2>&1 & p=$!; "
 END = " wait $p; echo status $?; grep checks /tmp/out"
 
 

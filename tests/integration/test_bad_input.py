@@ -338,12 +338,12 @@ def test_an_error_of_the_compiler(user: User) -> None:
 
 def test_an_application_that_does_not_fit(user: User) -> None:
     user.write(f"{STAGE}COPY app.s /src/\nRUN $CC -o /src/app /src/app.s\n{LAST}")
-    program = ".text\n.globl main\nmain: xorl %eax, %eax\nret\n.fill 33 << 20, 1, 0x90\n"
+    program = ".text\n.globl main\nmain: xorl %eax, %eax\nret\n.fill 257 << 20, 1, 0x90\n"
     (user.folder / "app.s").write_text(f"{program}.section .note.GNU-stack\n")
     ended = user("build", "--locked")
     assert (ended.status, ended.out) == (3, "")
     *_, words, last = ended.err.splitlines()
-    assert re.search(r"ukl-link: app: the application needs \d+ MiB in the kernel image, 32 MiB are reserved", words)
+    assert re.search(r"ukl-link: app: has 258 MiB of code, the kernel has addresses for 256 MiB", words)
     assert re.fullmatch(r"uklimg: Uklfile:5:1: LINK /src/app: .*; the whole log is \S+", last)
 
 

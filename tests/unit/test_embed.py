@@ -6,7 +6,23 @@ import struct
 
 import pytest
 
-from uklimg.link.embed import FALLS, HEADER, MAGIC, PAGE, NotMovable, blob, moved_words, symbol_table
+from uklimg.link import embed as module
+from uklimg.link.elf import EHDR, PHDR, PT_LOAD, SHDR, Elf
+from uklimg.link.embed import (
+    FALLS,
+    HEADER,
+    LARGE_PAGE,
+    MAGIC,
+    MIB,
+    PAGE,
+    NotMovable,
+    TooLarge,
+    blob,
+    check_code,
+    embed,
+    moved_words,
+    symbol_table,
+)
 
 pytestmark = pytest.mark.unit
 
@@ -57,25 +73,86 @@ def test_any_other_difference_is_refused(here: bytes, there: bytes) -> None:
         moved_words(here, there, BY)
 
 
+FIELDS = (
+    "magic", "file", "file_size", "relocs", "relocs_size", "syms", "syms_size", "syms_count", "rows", "rows_count",
+    "text", "text_size", "name",
+)  # fmt: skip
+
+
+def header(content: bytes) -> dict[str, int]:
+    fields = dict(zip(FIELDS, HEADER.unpack_from(content), strict=True))
+    assert (fields.pop("magic"), fields.pop("name").rstrip(b"\0")) == (MAGIC, b"app")
+    return fields
+
+
 def test_the_kernel_gets_offsets_into_the_whole() -> None:
     code, rest = b"\x90" * 8 + words(0x400000), words(0xFFFFFFFFC0000000) + b"abc"
     there = (b"\x90" * 8 + words(0x400000 + BY), words(0xFFFFFFFFC0000000 + BY) + b"abc")
     content = blob("app", (code, rest), there, BY)
-    magic, text, text_size, file, file_size, relocs, relocs_size, _, _, _, name = HEADER.unpack_from(content)
-    assert (magic, name.rstrip(b"\0")) == (MAGIC, b"app")
-    assert content[text : text + text_size] == code and content[file : file + file_size] == rest
-    assert relocs % 8 == 0 and relocs + relocs_size == len(content)
-    places = struct.unpack_from(f"<{relocs_size // 4}I", content, relocs)
-    assert places == (PAGE + 8, 2 * PAGE)
+    h = header(content)
+    assert content[h["text"] :] == code and len(code) == h["text_size"]
+    assert content[h["file"] : h["file"] + h["file_size"]] == rest
+    assert h["relocs"] % 8 == 0 and h["text"] % PAGE == 0
+    places = struct.unpack_from(f"<{h['relocs_size'] // 4}I", content, h["relocs"])
+    assert places == (h["text"] + 8, h["file"])
     assert [struct.unpack_from("<I", content, at)[0] for at in places] == [0x400000, 0xC0000000]
+
+
+def test_what_is_given_back_at_boot_lies_before_what_stays() -> None:
+    pair = (b"\x90", b"rest" * 5000)
+    h = header(blob("app", pair, pair, BY, (b"symbols", 1), (b"rows8888", 1)))
+    order = [h["file"], h["file"] + h["file_size"], h["relocs"], h["relocs"] + h["relocs_size"], h["syms"]]
+    order += [h["syms"] + h["syms_size"], h["rows"], h["rows"] + 8 * h["rows_count"], h["text"]]
+    assert order == sorted(order) and h["syms"] % PAGE == 0 and h["rows"] % 8 == 0
+
+
+@pytest.mark.parametrize("size, to", [(LARGE_PAGE - 1, PAGE), (LARGE_PAGE, LARGE_PAGE), (3 * LARGE_PAGE, LARGE_PAGE)])
+def test_large_code_begins_where_a_large_page_can(size: int, to: int) -> None:
+    pair = (b"\x90" * size, b"rest")
+    h = header(blob("app", pair, pair, BY))
+    assert h["text"] == max(to, 2 * PAGE)
 
 
 def test_functions_of_the_code_with_their_names() -> None:
     functions = [(0x400000, "data"), (0x1000, "main"), (0x1010, "très"), (0x1100, "behind")]
     table, count = symbol_table(functions, 0x1000, 0x100)
     assert (table, count) == (struct.pack("<IIII", 0, 0, 0x10, 5) + b"main\0tr\xc3\xa8s\0", 2)
-    there = (b"\x90", b"rest")
-    content = blob("app", there, there, BY, (table, count))
-    _, _, _, file, _, _, _, syms, syms_size, syms_count, _ = HEADER.unpack_from(content)
-    assert content[syms : syms + syms_size] == table and syms_count == count
-    assert syms % PAGE == file % PAGE == 0 and file >= syms + syms_size
+    pair = (b"\x90", b"rest")
+    content = blob("app", pair, pair, BY, (table, count))
+    h = header(content)
+    assert content[h["syms"] : h["syms"] + h["syms_size"]] == table and h["syms_count"] == count
+
+
+def kernel() -> bytes:
+    """A vmlinux of two segments: data with the size's variable at 0x2008, and the application's, one byte."""
+    names = b"\0.ukl_app\0.shstrtab\0"
+    data, app, strings = 0x1000, 0x2000, 0x2001
+    sections = strings + len(names)
+    out = bytearray(sections + 3 * SHDR.size)
+    EHDR.pack_into(out, 0, b"\x7fELF\2\1\1", 2, 62, 1, 0, EHDR.size, sections, 0, EHDR.size, PHDR.size, 2, 64, 3, 2)
+    PHDR.pack_into(out, EHDR.size, PT_LOAD, 6, data, 0x2000, 0x2000, 0x100, 0x200, PAGE)
+    PHDR.pack_into(out, EHDR.size + PHDR.size, PT_LOAD, 6, app, 0x400000, 0x400000, 1, 1, LARGE_PAGE)
+    out[strings:sections] = names
+    SHDR.pack_into(out, sections + SHDR.size, 1, 1, 3, 0x400000, app, 1, 0, 0, 1, 0)
+    SHDR.pack_into(out, sections + 2 * SHDR.size, 10, 3, 0, 0, strings, len(names), 0, 0, 1, 0)
+    return bytes(out)
+
+
+def test_the_last_segment_becomes_as_large_as_needed_and_the_kernel_knows() -> None:
+    made = embed(kernel(), b"content" * 1000, 0x2008)
+    last = Elf(made).segments()[-1]
+    assert (last.filesz, last.memsz, last.vaddr) == (7000, 7000, 0x400000)
+    assert made[last.offset :] == b"content" * 1000
+    assert struct.unpack_from("<Q", made, 0x1008) == (7000,)
+    assert Elf(made).sections() == []
+
+
+def test_a_kernel_that_has_no_place_for_the_size_is_refused() -> None:
+    with pytest.raises(vars(module)["ElfError"], match="no data at 0x20fc"):
+        embed(kernel(), b"content", 0x20FC)
+
+
+def test_more_code_than_there_are_addresses_for() -> None:
+    check_code(16 * MIB, 16 * MIB)
+    with pytest.raises(TooLarge, match=r"has 17 MiB of code, the kernel has addresses for 16 MiB \(KCONFIG"):
+        check_code(16 * MIB + 1, 16 * MIB)

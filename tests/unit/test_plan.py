@@ -38,7 +38,18 @@ ENV A=1
 CMD ["redis-server", "/etc/redis.conf"]
 LABEL org.opencontainers.image.title=redis
 """
-SCRIPTS = ("kit.py", "link.py", "elf.py", "embed.py", "app.lds", "bzimage.py", "app.py", "copy.py", "source.py")
+SCRIPTS = (
+    "kit.py",
+    "link.py",
+    "elf.py",
+    "embed.py",
+    "frames.py",
+    "app.lds",
+    "bzimage.py",
+    "app.py",
+    "copy.py",
+    "source.py",
+)
 ASSETS = Assets(
     b"int main;",
     {name: name.encode() for name in toolchain.MODULES},

@@ -21,7 +21,9 @@ from uklimg.spec.model import ContextSource, Copy, DebianSource, HeredocFile, Ma
 pytestmark = pytest.mark.unit
 
 PLACE = Location("Uklfile", 3)
-LINK = {name: name.encode() for name in ("kit.py", "link.py", "elf.py", "embed.py", "app.lds", "bzimage.py")}
+LINK = {
+    name: name.encode() for name in ("kit.py", "link.py", "elf.py", "embed.py", "frames.py", "app.lds", "bzimage.py")
+}
 INSIDE = {name: name.encode() for name in ("app.py", "copy.py", "source.py")}
 RUN = Run(PLACE, ("/bin/sh", "-c", "make"), (("A", "1"),), "/src", "root", "make  \n  all")
 CONFIGS = {"base": b"CONFIG_A=y\n", "debug": b"CONFIG_D=y\n"}

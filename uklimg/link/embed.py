@@ -1,9 +1,9 @@
-"""Put a linked application into the place that a finished vmlinux reserves for it.
+"""Put a linked application into the last segment of a finished vmlinux, which becomes as large as needed.
 
 The application's ELF file is split as the kernel wants it (struct ukl_app, arch/x86/ukl/app.c): a header, the
-code page by page, the application's functions for kallsyms, the same ELF file without the code, which the
-kernel's loader maps for each process, and the places of all addresses, which the kernel changes when KASLR has moved
-it. Standard library only; runs in the build container.
+ELF file without the code, which the kernel's loader maps for each process, the places of all addresses, which the
+kernel changes when KASLR has moved it, the application's functions for kallsyms, where their callers' frames are, and
+the code page by page. Standard library only; runs in the build container.
 """
 
 from __future__ import annotations
@@ -22,9 +22,11 @@ else:  # in the container there is this folder alone
     sys.path.insert(0, str(Path(__file__).resolve().parent))
     from elf import PF_X, PT_LOAD, Elf, ElfError, Segment, without_sections
 
-HEADER = struct.Struct("<8sQQQQQQQQQ64s")
+HEADER = struct.Struct("<8sQQQQQQQQQQQ64s")
 MAGIC = b"UKLAPP1\0"
 PAGE = 4096
+# Code that fills such a page is mapped with one (x86-64).
+LARGE_PAGE = 2 << 20
 MIB = 1 << 20
 # In the list of words that change with the application's place: this one falls as the application rises.
 FALLS = 1 << 31
@@ -35,11 +37,11 @@ class NotMovable(Exception):
 
 
 class TooLarge(Exception):
-    """The application does not fit into the kernel's reserve."""
+    """The application's code is more than the kernel has addresses for."""
 
 
-def _pages(size: int) -> int:
-    return -(-size // PAGE) * PAGE
+def _up(size: int, to: int = PAGE) -> int:
+    return -(-size // to) * to
 
 
 def split(program: bytes) -> tuple[bytes, bytes, int]:
@@ -109,57 +111,68 @@ def blob(
     there: tuple[bytes, bytes],
     by: int,
     symbols: tuple[bytes, int] = (b"", 0),
+    rows: tuple[bytes, int] = (b"", 0),
 ) -> bytes:
-    """The contents of the kernel's .ukl_app section.
+    """The contents of the kernel's application segment.
 
     ``here`` is the application's (code, ELF file without code); ``there`` the same, linked ``by`` bytes higher;
-    ``symbols`` as of ``symbol_table``. NotMovable when here and there differ in more than addresses.
+    ``symbols`` as of ``symbol_table``, ``rows`` as of ``frames.rows``. NotMovable when here and there differ in more
+    than addresses.
     """
     code, rest = here
-    table, count = symbols
-    syms_offset = PAGE + _pages(len(code))
-    file_offset = syms_offset + _pages(len(table))
-    code_words = moved_words(code, there[0], by)
-    words = [PAGE + at for at in code_words] + [file_offset + at for at in moved_words(rest, there[1], by)]
-    relocs_offset = -(-(file_offset + len(rest)) // 8) * 8
-    header = HEADER.pack(
-        MAGIC, PAGE, len(code), file_offset, len(rest), relocs_offset, 4 * len(words), syms_offset, len(table), count,
-        name.encode(),
+    code_words, rest_words = moved_words(code, there[0], by), moved_words(rest, there[1], by)
+    relocs_size = 4 * (len(code_words) + len(rest_words))
+    file_offset = PAGE
+    relocs_offset = _up(file_offset + len(rest), 8)
+    syms_offset = _up(relocs_offset + relocs_size)  # what lies before it is given back
+    rows_offset = _up(syms_offset + len(symbols[0]), 8)
+    text_offset = _up(rows_offset + len(rows[0]), LARGE_PAGE if len(code) >= LARGE_PAGE else PAGE)
+    relocs = [text_offset + at for at in code_words] + [file_offset + at for at in rest_words]
+    out = bytearray(text_offset)
+    HEADER.pack_into(
+        out, 0, MAGIC, file_offset, len(rest), relocs_offset, relocs_size, syms_offset, len(symbols[0]), symbols[1],
+        rows_offset, rows[1], text_offset, len(code), name.encode(),
     )  # fmt: skip
-    pages = (part.ljust(_pages(len(part)), b"\0") for part in (header, code, table))
-    body = b"".join((*pages, rest))
-    return body.ljust(relocs_offset, b"\0") + struct.pack(f"<{len(words)}I", *words)
+    out[file_offset : file_offset + len(rest)] = rest
+    struct.pack_into(f"<{len(relocs)}I", out, relocs_offset, *relocs)
+    out[syms_offset : syms_offset + len(symbols[0])] = symbols[0]
+    out[rows_offset : rows_offset + len(rows[0])] = rows[0]
+    return bytes(out) + code
 
 
-def reserve_of(vmlinux: bytes | bytearray) -> tuple[Segment, int]:
-    """The segment of .ukl_app and the section's size in bytes. Raises ElfError for a kernel without UKL."""
+def segment_of(vmlinux: bytes | bytearray) -> Segment:
+    """The segment that is the application's. Raises ElfError for a kernel without UKL."""
     elf = Elf(vmlinux)
     section = elf.section(".ukl_app")
     for segment in elf.segments():
         if segment.type == PT_LOAD and segment.offset == section.offset and segment.vaddr == section.addr:
-            return segment, section.size
+            return segment
     raise ElfError("no segment begins with .ukl_app")
 
 
-def check_size(need: int, reserve: int) -> None:
+def check_code(size: int, limit: int) -> None:
     """Both in bytes. TooLarge says how many MiB are needed, and how many there are."""
-    if need > reserve:
-        need_mib, reserve_mib = -(-need // MIB), reserve // MIB
+    if size > limit:
+        have, most = _up(size, MIB) // MIB, limit // MIB
         raise TooLarge(
-            f"the application needs {need_mib} MiB in the kernel image, {reserve_mib} MiB are reserved "
-            "(KCONFIG UKL_RESERVE_MIB=N)"
+            f"the application has {have} MiB of code, the kernel has addresses for {most} MiB "
+            "(KCONFIG UKL_TEXT_MIB=N, 512 at most)"
         )
 
 
-def embed(vmlinux: bytes, content: bytes) -> bytes:
-    """A bootable vmlinux with ``content`` in its reserve, cut behind it (no sections, no symbols).
+def embed(vmlinux: bytes, content: bytes, size_at: int) -> bytes:
+    """A bootable vmlinux with ``content`` in its last segment (no sections, no symbols).
 
-    Raises TooLarge when it does not fit.
+    ``size_at`` is the address of the kernel's variable with the content's size.
     """
-    segment, size = reserve_of(vmlinux)
-    check_size(len(content), size)
+    elf = Elf(vmlinux)
+    segment = segment_of(vmlinux)
     out = bytearray(vmlinux[: segment.offset])
-    filled = dataclasses.replace(segment, filesz=len(content))
+    filled = dataclasses.replace(segment, filesz=len(content), memsz=len(content))
     out[segment.at : segment.at + len(filled.pack())] = filled.pack()
+    place = next((s for s in elf.segments() if s.type == PT_LOAD and 0 <= size_at - s.vaddr <= s.filesz - 8), None)
+    if place is None:
+        raise ElfError(f"the kernel has no data at {size_at:#x}")
+    struct.pack_into("<Q", out, place.offset + size_at - place.vaddr, len(content))
     without_sections(out)
     return bytes(out) + content

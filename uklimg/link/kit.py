@@ -2,7 +2,7 @@
 
     kit.py --source linux.tar.xz --patches DIR --config FRAGMENT... --out DIR
 
-The kit holds vmlinux (its application section empty), System.map, config, kit.json, and in boot/ the objects,
+The kit holds vmlinux (its application segment empty), System.map, config, kit.json, and in boot/ the objects,
 headers and commands that make a bzImage of a vmlinux with an application (bzimage.py runs them). Standard library
 only; runs in the build container. Exit status: 0; 1 with one line on stderr that starts with ``ukl-kit:``.
 """
@@ -160,10 +160,10 @@ def collect(out: Path) -> None:
         raise KitError("the kernel does not say where the application's code lies")
     config = wanted_config([OBJECTS / ".config"])
     facts = {
-        "version": 1,
+        "version": 2,
         "kernel": kernel_value("UTS_RELEASE"),
         "text_start": f"0x{start[1]}",
-        "reserve_mib": int(config["CONFIG_UKL_RESERVE_MIB"]),
+        "text_mib": int(config["CONFIG_UKL_TEXT_MIB"]),
         "kaslr": config.get("CONFIG_RANDOMIZE_BASE", "n") == "y",
     }
     shutil.copy(OBJECTS / "vmlinux", out / "vmlinux")

@@ -13,6 +13,7 @@ import contextlib
 import io
 import json
 import re
+import struct
 import subprocess
 import sys
 import tempfile
@@ -21,11 +22,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from uklimg.link import elf, embed
+    from uklimg.link import elf, embed, frames
 else:  # in the container there is this folder alone
     sys.path.insert(0, str(Path(__file__).resolve().parent))
     import elf
     import embed
+    import frames
 
 UNDEFINED = re.compile(r"undefined reference to `([^']+)'")
 TRUNCATED = re.compile(r"relocation truncated to fit: (\S+) against")
@@ -64,10 +66,10 @@ def gcc_file(name: str) -> str:
     return done.stdout.strip()
 
 
-def check_sizes(obj: elf.Elf, reserve: int) -> None:
-    """What surely cannot fit is told before the link: libraries come on top of ``obj``. ``reserve`` is in bytes.
+def check_sizes(obj: elf.Elf, text_limit: int) -> None:
+    """What surely cannot fit is told before the link: libraries come on top of ``obj``. ``text_limit`` is in bytes.
 
-    LinkError when the data are more than the code reaches, TooLarge when what vmlinux must hold is.
+    LinkError when the data are more than the code reaches, TooLarge when the code is more than ``text_limit``.
     """
     there = [s for s in obj.sections() if s.flags & elf.SHF_ALLOC]
     data = sum(s.size for s in there if not s.flags & elf.SHF_EXECINSTR)
@@ -76,7 +78,7 @@ def check_sizes(obj: elf.Elf, reserve: int) -> None:
             f"the application has {-(-data // embed.MIB)} MiB of static data, and its code reaches "
             f"{DATA_REACH // embed.MIB} MiB; allocate the large arrays at run time"
         )
-    embed.check_size(sum(s.size for s in there if s.type != elf.SHT_NOBITS), reserve)
+    embed.check_code(sum(s.size for s in there if s.flags & elf.SHF_EXECINSTR), text_limit)
 
 
 def library_folders() -> list[str]:
@@ -173,18 +175,30 @@ def kernel_symbols(path: Path) -> dict[str, int]:
     return found
 
 
+def callers(program: bytes, text_start: int, size: int) -> tuple[bytes, int]:
+    """Rows for stack traces, and how many; none when the application's call frame information is not understood."""
+    try:
+        section = elf.Elf(program).section(".eh_frame")
+        return frames.rows(program[section.offset : section.offset + section.size], section.addr, text_start, size)
+    except (elf.ElfError, frames.FramesError, IndexError, ValueError, struct.error) as error:
+        print(f"ukl-link: warning: no callers in stack traces: {error}", file=sys.stderr)
+        return b"", 0
+
+
 def build(args: argparse.Namespace) -> None:
     info = json.loads(args.info.read_text())
     kit = json.loads((args.kit / "kit.json").read_text())
     program = args.out / f"{args.name}.debug"
     text_start = int(kit["text_start"], 16)
-    check_sizes(elf.Elf(args.object.read_bytes()), int(kit["reserve_mib"]) * embed.MIB)
+    text_limit = int(kit["text_mib"]) * embed.MIB
+    check_sizes(elf.Elf(args.object.read_bytes()), text_limit)
     kernel = kernel_symbols(args.kit / "System.map")
     taken = link(args.object, info, program, Place(text_start), kernel)
     linked = program.read_bytes()
     code, rest, address = embed.split(linked)
     if address != text_start:
         raise LinkError(f"the code begins at {address:#x} instead of {text_start:#x}")
+    embed.check_code(len(code), text_limit)
     with tempfile.TemporaryDirectory() as folder:
         second = Path(folder) / "moved"
         place = Place(text_start, MOVED, f"0x{elf.Elf(linked).build_id()}")
@@ -192,8 +206,8 @@ def build(args: argparse.Namespace) -> None:
             link(args.object, info, second, place, kernel)
         there = embed.split(second.read_bytes())[:2]
     symbols = embed.symbol_table(elf.Elf(linked).functions(), text_start, len(code))
-    content = embed.blob(args.name, (code, rest), there, MOVED, symbols)
-    vmlinux = embed.embed((args.kit / "vmlinux").read_bytes(), content)
+    content = embed.blob(args.name, (code, rest), there, MOVED, symbols, callers(linked, text_start, len(code)))
+    vmlinux = embed.embed((args.kit / "vmlinux").read_bytes(), content, kernel["ukl_app_size"])
     (args.out / "vmlinux").write_bytes(vmlinux)
     (args.out / "vmlinux").chmod(0o755)
     program.chmod(0o755)

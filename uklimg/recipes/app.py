@@ -11,7 +11,7 @@ from uklimg.graph import Container, Output, Step
 from uklimg.recipes.scripts import HOME, python, scripts
 
 RECIPE_VERSION = 1
-LINK_FILES = ("app.lds", "elf.py", "embed.py", "link.py")
+LINK_FILES = ("app.lds", "elf.py", "embed.py", "frames.py", "link.py")
 
 
 def step_id(name: str) -> str:

@@ -45,6 +45,7 @@ extern struct goal goals[GOALS];
 /* What main found out: the UKL process beside us, the path by which it is executed, a place for files, our own path. */
 struct surroundings {
 	pid_t victim;
+	int ukl; /* the victim is the application */
 	uintptr_t app_return, app_cpl; /* harmless functions of the application's text */
 	char stub[256], folder[256], self[256];
 };
@@ -60,6 +61,7 @@ void try_as_nobody(attempt_fn *run, long argument, const char *format, ...) __at
 void escaped(const char *format, ...) __attribute__((noreturn, format(printf, 1, 2)));
 void note(const char *format, ...) __attribute__((format(printf, 1, 2)));
 void become_nobody(void);
+void drop_rawio(void); /* the capability that starts and traces the application */
 
 /* A system call that must fail: success is the escape. */
 #define MUST_FAIL(call)                                                                                                    \

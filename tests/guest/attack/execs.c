@@ -9,8 +9,11 @@
 #include "attack.h"
 
 #include <elf.h>
+#include <linux/userfaultfd.h>
+#include <poll.h>
 #include <sched.h>
 #include <stddef.h>
+#include <sys/ioctl.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/ptrace.h>
@@ -264,6 +267,54 @@ static void attacked_stub(long unused)
 	waitpid(child, NULL, 0);
 }
 
+static char *waiting_argument;
+
+static int execute_waiting(void *path)
+{
+	char *const arguments[] = {waiting_argument, NULL};
+
+	execve(path, arguments, probing);
+	note("execve: errno %d", errno);
+	_exit(0);
+}
+
+/* The file becomes a stub while exec waits for an argument, which lies in a page that userfaultfd holds back. */
+static void stub_while_loading(long unused)
+{
+	static char stack[65536] __attribute__((aligned(16)));
+	char path[600], *room = mmap(NULL, 8192, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	struct uffdio_api api = {.api = UFFD_API};
+	struct uffdio_register range = {.range = {(uintptr_t)room, 4096}, .mode = UFFDIO_REGISTER_MODE_MISSING};
+	struct uffdio_copy copy = {.dst = (uintptr_t)room, .src = (uintptr_t)room + 4096, .len = 4096};
+	int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC);
+	struct pollfd wait = {fd, POLLIN, 0};
+	pid_t child;
+
+	(void)unused;
+	drop_rawio();
+	if (fd < 0 || room == MAP_FAILED || ioctl(fd, UFFDIO_API, &api) != 0 || ioctl(fd, UFFDIO_REGISTER, &range) != 0) {
+		note("userfaultfd: errno %d", errno);
+		return;
+	}
+	write_file(scratch(path, "later.stub"), "nothing yet\n", 12, 0755);
+	waiting_argument = room;
+	child = clone(execute_waiting, stack + sizeof stack, CLONE_VM | SIGCHLD, path);
+	if (poll(&wait, 1, 2000) == 1) {
+		char bytes[600];
+		int file = open(path, O_WRONLY | O_TRUNC | O_CLOEXEC);
+
+		if (file < 0 || write(file, bytes, stub_bytes(bytes)) < 0)
+			note("while exec waits: errno %d", errno);
+		close(file);
+		strcpy(room + 4096, "x");
+		ioctl(fd, UFFDIO_COPY, &copy);
+	} else {
+		note("exec does not wait");
+	}
+	judge_child(child);
+	unlink(path);
+}
+
 /* The application's own ELF file, copied by root for the sake of the attempt, executed by nobody. */
 static void copied_program(long unused)
 {
@@ -418,6 +469,7 @@ void execs_attempts(void)
 	try_as_nobody(traced_stub, 0, "exec of the real stub by an unprivileged user, traced");
 	try_as_nobody(attacked_stub, 0, "exec of the real stub by an unprivileged user, then attacked");
 	try_as_nobody(namespace_stub, 0, "stubs in a user namespace");
+	try_it(stub_while_loading, 0, "exec of a file that becomes a stub meanwhile, by root without CAP_SYS_RAWIO");
 	try_it(copied_program, 0, "exec of a copy of the application");
 	for (long kind = 0; kind < IMAGES; kind++)
 		for (long goal = GOAL_APP; goal < GOALS; goal++) {

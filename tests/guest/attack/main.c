@@ -12,6 +12,7 @@
  */
 #include "attack.h"
 
+#include <linux/capability.h>
 #include <dirent.h>
 #include <grp.h>
 #include <stdarg.h>
@@ -70,6 +71,22 @@ void become_nobody(void)
 	}
 	/* Otherwise /proc/self belongs to root still, and the attempt is refused for the wrong reason. */
 	prctl(PR_SET_DUMPABLE, 1, 0, 0, 0);
+}
+
+void drop_rawio(void)
+{
+	struct __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
+	struct __user_cap_data_struct caps[_LINUX_CAPABILITY_U32S_3];
+
+	if (syscall(SYS_capget, &header, caps) == 0) {
+		caps[0].effective &= ~(1u << CAP_SYS_RAWIO);
+		caps[0].permitted &= ~(1u << CAP_SYS_RAWIO);
+		caps[0].inheritable &= ~(1u << CAP_SYS_RAWIO);
+		if (syscall(SYS_capset, &header, caps) == 0)
+			return;
+	}
+	perror("attack: cannot drop CAP_SYS_RAWIO");
+	_exit(2);
 }
 
 /* The attempt has a process group of its own, so that what it leaves behind ends with it. */
@@ -228,6 +245,7 @@ static void look_around(void)
 		exit(2);
 	}
 	snprintf(here.stub, sizeof here.stub, "%s", stub ? stub : "/ukl/app");
+	here.ukl = address_from("UKL_TEXT", 0) != 0;
 	here.app_return = address_from("UKL_TEXT", 0xffffffffc0001000UL);
 	here.app_cpl = address_from("UKL_CPL", 0xffffffffc0001010UL);
 	goals[GOAL_OWN].at = (uintptr_t)&probe_entry;

@@ -6,6 +6,7 @@
 #include <sys/ioctl.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
+#include <sys/sysmacros.h>
 #include <sys/uio.h>
 #include <time.h>
 
@@ -137,8 +138,37 @@ static void by_boundaries(long goal)
 	probe_privileged();
 }
 
+/* The machine's memory as a file, where the kernel and the application lie: by root, who may make the file. */
+static void by_device(long minor)
+{
+	char path[300], bytes[8];
+	int fd;
+
+	snprintf(path, sizeof path, "%s/device", here.folder);
+	if (mknod(path, S_IFCHR | 0600, makedev(1, (unsigned)minor)) != 0) {
+		note("mknod: errno %d", errno);
+		return;
+	}
+	fd = open(path, O_RDWR);
+	unlink(path);
+	if (fd < 0) {
+		note("open: errno %d", errno);
+		return;
+	}
+	for (off_t at = 16 << 20; at < 128 << 20; at += 4 << 20) {
+		MUST_FAIL(pread(fd, bytes, sizeof bytes, at));
+		MUST_FAIL(pwrite(fd, bytes, sizeof bytes, at));
+		MUST_FAIL((long)mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, at));
+	}
+}
+
 void memory_attempts(void)
 {
+	/* Whether an ordinary kernel refuses is its configuration's business. */
+	if (here.ukl) {
+		try_it(by_device, 1, "memory through /dev/mem");
+		try_it(by_device, 2, "memory through /dev/kmem");
+	}
 	for (long goal = GOAL_APP; goal < GOALS; goal++) {
 		const char *name = goals[goal].name;
 

@@ -234,13 +234,18 @@ static void watchpoint(long how)
 	}
 }
 
-/* Watchpoints may not be set on the kernel's addresses: they would go off in its entry code. */
+/*
+ * Watchpoints may not be set on the kernel's addresses: they would go off in its entry code. On the application's code
+ * whoever may trace it can set them.
+ */
 static void kernel_watchpoint(long unused)
 {
-	pid_t child = fork();
+	pid_t child;
 	int status;
 
 	(void)unused;
+	drop_rawio();
+	child = fork();
 	if (child == 0) {
 		ptrace(PTRACE_TRACEME, 0, 0, 0);
 		raise(SIGSTOP);

@@ -78,6 +78,26 @@ static void by_control(long unused)
 	}
 }
 
+/* What tells where the application is, and so where the kernel is, or reaches its memory. */
+static void by_root(long unused)
+{
+	static const char *const secret[] = {"mem", "maps", "smaps", "auxv", "stack", "syscall", "map_files"};
+
+	(void)unused;
+	drop_rawio();
+	by_ptrace(0);
+	by_vm_calls(0);
+	MUST_FAIL(open(of_victim("mem"), O_WRONLY));
+	for (size_t i = 0; i < sizeof secret / sizeof *secret; i++) {
+		char bytes[64];
+		int fd = open(of_victim(secret[i]), O_RDONLY);
+
+		/* Some ask when they are read. */
+		if (fd >= 0)
+			MUST_FAIL(read(fd, bytes, sizeof bytes));
+	}
+}
+
 /* Root of a user namespace of one's own has all capabilities, but not over the victim. */
 static void in_namespace(long which)
 {
@@ -100,6 +120,8 @@ void victim_attempts(void)
 		{by_control, "signals, limits, descriptors of the UKL process"},
 	};
 
+	if (here.ukl)
+		try_it(by_root, 0, "memory, maps and registers of the UKL process by root without CAP_SYS_RAWIO");
 	for (long i = 0; i < 4; i++) {
 		try_as_nobody(all[i].run, 0, "%s by another user", all[i].what);
 		try_as_nobody(in_namespace, i, "%s by another user, root of a user namespace", all[i].what);

@@ -19,6 +19,9 @@ static const struct {
 #include "suite.inc"
 };
 
+/* With it the code fills a page of 2 MiB, which the kernel maps as one. */
+__asm__(".text\n.fill 1 << 19, 1, 0xcc\n");
+
 int main(int argc, char **argv)
 {
 	const char *wanted = getenv("UKL_PROGRAM");
