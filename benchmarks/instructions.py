@@ -36,6 +36,7 @@ OPERATIONS = {
     "write": "write, 1 byte to /dev/null",
     "read": "read, 1 byte of /dev/zero",
     "pipe": "pipe, write and read 1 byte",
+    "switch": "to a child and back, by pipes",
     "clock_gettime": "clock_gettime",
     "fault-read": "page fault, reading",
     "fault-write": "page fault, writing",

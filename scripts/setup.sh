@@ -13,6 +13,8 @@ PACKAGES=(
     # the demo and the tests
     redis-tools docker-registry skopeo busybox-static gcc g++ libc6-dev make git gdb iproute2 procps xz-utils dpkg-dev openssl
     cpio gnupg
+    # disks that firmware starts
+    ovmf systemd-boot-efi mtools fdisk
 )
 
 fail() {

@@ -16,6 +16,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -117,6 +118,32 @@ static void system_calls(void)
 	expect(result, 0, "clock_gettime");
 }
 
+/* To a child and back: two pipes, and on one processor two context switches. */
+static void switches(void)
+{
+	int there[2], back[2];
+	char byte = 0;
+	long result = 0;
+	pid_t child;
+
+	if (pipe(there) != 0 || pipe(back) != 0 || (child = fork()) < 0)
+		die("a child");
+	if (child == 0) {
+		close(there[1]);
+		while (read(there[0], &byte, 1) == 1 && write(back[1], &byte, 1) == 1)
+			;
+		_exit(0);
+	}
+	MEASURE("switch", {
+		result = write(there[1], &byte, 1);
+		result += read(back[0], &byte, 1);
+	});
+	expect(result, 2, "switch");
+	close(there[1]);
+	if (waitpid(child, NULL, 0) != child)
+		die("waitpid");
+}
+
 enum access { READS, WRITES, KERNEL_WRITES };
 
 /*
@@ -175,6 +202,7 @@ int main(void)
 	memset(page_buffer, 1, sizeof page_buffer);
 	calibrate();
 	system_calls();
+	switches();
 	page_faults("fault-read", READS);
 	page_faults("fault-write", WRITES);
 	page_faults("fault-kernel", KERNEL_WRITES);

@@ -53,7 +53,12 @@ def suite_image(context: Path) -> BuildImage:
 
 
 def _build(context: Path, config: str) -> Image:
-    return _built(context, context / "suite/Uklfile", f"uklimg-test/guest-suite:{config}", *_config_options(config))
+    return _built(
+        context,
+        context / "suite/Uklfile",
+        f"uklimg-test/guest-suite:{config.replace('+', '-')}",
+        *_config_options(config),
+    )
 
 
 def _config_options(config: str) -> list[str]:

@@ -34,7 +34,8 @@ TROUBLE = re.compile(
 )
 # Lines of a sane boot that the pattern above would take.
 HARMLESS = re.compile(
-    r"Checked W\+X mappings: passed|[Ll]ock dependency validator|lockdep:.*|Running RCU|RCU lockdep"
+    r"Checked W\+X mappings: passed|[Ll]ock dependency validator|lockdep:.*|Running RCU|RCU lockdep|"
+    r"Speculative Return Stack Overflow: WARNING: See"
 )
 
 
