@@ -1,6 +1,7 @@
 """Move a kernel series' patches to another point release: ``python scripts/move_patches.py [--to VERSION] [SERIES]``.
 
-The sources come from Debian's archive, the newest of the suite unless VERSION (``6.12.113-1``) says which. The
+The sources come from Debian's archive, the newest of the suite unless VERSION (``6.12.113-1``) says which. ``--source
+TARBALL --url URL --to VERSION`` takes a tarball that one has, and writes where others find it. The
 patches are rebased with git's three-way merge, on the files alone that they touch, and exported again; source.toml
 follows. Nothing is written when a patch does not go over: the repository with the conflict stays, to be resolved
 there (``git rebase --continue``), and the next call with ``--resume FOLDER`` exports it.
@@ -9,6 +10,7 @@ there (``git rebase --continue``), and the next call with ``--resume FOLDER`` ex
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
 import shutil
 import sys
@@ -22,6 +24,7 @@ from uklimg import proc
 from uklimg.cli.host import Host
 from uklimg.console import console
 from uklimg.data import Data, find_data
+from uklimg.digest import Digest
 from uklimg.errors import ToolError, UklimgError, UserError
 from uklimg.graph import Blob
 from uklimg.lock import LockedFile
@@ -101,8 +104,8 @@ def export(folder: Path, env: Mapping[str, str]) -> dict[str, bytes]:
     return files
 
 
-def write(series: Path, patches: Mapping[str, bytes], version: str, file: LockedFile) -> None:
-    """Replace the patches and what source.toml says of the source; comments stay."""
+def write(series: Path, patches: Mapping[str, bytes], version: str, file: LockedFile, signature: str = "") -> None:
+    """Replace the patches and what source.toml says of the source (``signature`` unless ""); comments stay."""
     toml = series / "source.toml"
     document = tomlkit.parse(toml.read_text())
     source = document["source"]
@@ -112,6 +115,7 @@ def write(series: Path, patches: Mapping[str, bytes], version: str, file: Locked
         "size": file.size,
         "sha256": file.digest.hex,
         "urls": [file.origin],
+        **({"signature": signature} if signature else {}),
     }
     for key, value in values.items():
         source[key] = value
@@ -124,32 +128,51 @@ def write(series: Path, patches: Mapping[str, bytes], version: str, file: Locked
     toml.write_text(tomlkit.dumps(document))
 
 
+def local_file(path: Path, url: str) -> LockedFile:
+    """What source.toml says of the tarball at ``path``. UserError when it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            digest = Digest.parse(f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}")
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from error
+    return LockedFile(path.name, digest, path.stat().st_size, url)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="move_patches.py", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("series", nargs="?", default="6.12", help="a folder of kernel/ (6.12)")
     parser.add_argument("--to", metavar="VERSION", default="", help="Debian's version, 6.12.113-1; else the newest")
+    parser.add_argument("--source", metavar="TARBALL", type=Path, help="the new source, instead of the archive's")
+    parser.add_argument("--url", default="", help="where TARBALL can be fetched: https://… or debian:pool/…")
     parser.add_argument("--resume", metavar="FOLDER", help="export this repository, whose conflicts are resolved")
     args = parser.parse_args()
+    if args.source and not (args.url and args.to):
+        parser.error("--source needs --url and --to")
     host = Host(os.environ, Path.cwd(), os.getuid(), sys.stdout, sys.stderr, read_settings(os.environ, Path.cwd()))
     try:
         with console("plain", sys.stderr) as sink:
             store = host.store(sink)
             data = Data(find_data())
             kernel = data.kernel(args.series)
-            with host.resolver(store, sink) as resolver:
-                debian, files = resolver.source(data.base_image(BASE), kernel.definition.name, args.to)
-            version = debian.rpartition("-")[0]
+            if args.source:
+                debian, orig = args.to, local_file(args.source, args.url)
+            else:
+                with host.resolver(store, sink) as resolver:
+                    debian, files = resolver.source(data.base_image(BASE), kernel.definition.name, args.to)
+                orig = next(file for file in files if ".orig.tar" in file.name)
+            version = debian.partition("-")[0]
             if not version.startswith(f"{args.series}."):
                 raise UserError(f"{kernel.definition.name} {version} is not of the series {args.series}")
-            orig = next(file for file in files if ".orig.tar" in file.name)
             folder = Path(args.resume or tempfile.mkdtemp(prefix="uklimg-patches-"))
             if not args.resume:
                 fetch = host.fetch(store, sink, offline=False)
                 file = kernel.definition.file
                 before = Blob(file.name, file.digest, file.size, kernel.definition.urls)
-                rebase(folder, host.env, kernel.patches, fetch(before), fetch(orig.blob()))
+                after = args.source or fetch(orig.blob())
+                rebase(folder, host.env, kernel.patches, fetch(before), after)
             patches = export(folder, host.env)
-            write(find_data() / "kernel" / args.series, patches, version, orig)
+            signature = "none: a tarball given by hand" if args.source else ""
+            write(find_data() / "kernel" / args.series, patches, version, orig, signature)
             shutil.rmtree(folder)
     except UklimgError as error:
         sys.stderr.write(f"{error.detail}\n" if error.detail else "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -28,6 +29,7 @@ from guestlib import (
 
 from uklimg.errors import ToolError
 from uklimg.guest.protocol import Program
+from uklimg.runner.machine import MIB
 from uklimg.runner.request import RunOptions
 
 pytestmark = [pytest.mark.guest, pytest.mark.boot, pytest.mark.timeout(3600)]
@@ -44,10 +46,11 @@ class Boot:
     kernel: str
     cmdline: str = ""
     cpu: str = ""
+    memory: int = 0
 
     def options(self) -> RunOptions:
         extra = ("-cpu", self.cpu) if self.cpu else ()
-        return RunOptions(cpus=self.cpus, cmdline=self.cmdline, extra=extra)
+        return RunOptions(cpus=self.cpus, cmdline=self.cmdline, extra=extra, memory=self.memory)
 
 
 # `base` is PREEMPT_VOLUNTARY, `debug` has all models and full preemption unless told otherwise. The return thunks of
@@ -65,6 +68,10 @@ BOOTS = {
     "debug-none": Boot("debug", 2, "vmlinux", "preempt=none"),
     "debug-voluntary": Boot("debug", 2, "bzimage", "preempt=voluntary pti=on"),
 }
+ATTACKED = ["base-pti", "base-amd", "debug-2-bzimage", "debug-none"]
+if os.environ.get("UKLIMG_TEST_KASAN"):  # a kernel more, which takes longest of all
+    BOOTS["kasan"] = Boot("debug+kasan", 2, "bzimage", memory=1536 * MIB)
+    ATTACKED.append("kasan")
 # What says that the kernel is what was asked for: a command, and words of its output.
 VULNERABILITIES = "cat /sys/devices/system/cpu/vulnerabilities"
 SAYS = {
@@ -74,6 +81,7 @@ SAYS = {
     "debug-none": ("dmesg", "Dynamic Preempt: none"),
     "debug-voluntary": ("dmesg", "Dynamic Preempt: voluntary"),
     "debug-2-bzimage": ("dmesg", "Dynamic Preempt: full"),
+    "kasan": ("dmesg", "KernelAddressSanitizer initialized"),
 }
 Results = Callable[[str], Mapping[str, Ended]]
 
@@ -143,7 +151,7 @@ def test_ring_3_cannot_become_ukl(suite_image: BuildImage) -> None:
     assert trouble(ended["dmesg"].output) == []
 
 
-@pytest.mark.parametrize("how", ["base-pti", "base-amd", "debug-2-bzimage", "debug-none"])
+@pytest.mark.parametrize("how", ATTACKED)
 def test_ring_3_cannot_become_ukl_with_smap(suite_image: BuildImage, how: str) -> None:
     attack = replace(program("beside", UKL, ["@attack@"]), timeout=900)
     programs = [attack, shell("dmesg", "dmesg")]

@@ -12,7 +12,7 @@ import pytest
 
 from uklimg import proc
 from uklimg.digest import Digest
-from uklimg.errors import ToolError
+from uklimg.errors import ToolError, UserError
 from uklimg.lock import LockedFile
 from uklimg.patchset import PatchSet, parse_patchset
 
@@ -100,3 +100,16 @@ def test_the_definition_follows_and_keeps_its_comments(tool: ModuleType, patches
     assert text.startswith("# The Linux source under our patches.")
     assert 'version = "6.12.999"' in text and f'sha256 = "{"ab" * 32}"' in text and "size = 7" in text
     assert sorted(p.name for p in (series / "patches").iterdir()) == [p.name for p in patches.patches]
+
+
+def test_a_tarball_that_one_has(tool: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "linux-source-6.12.tar.xz").write_bytes(b"abc")
+    file = tool.local_file(tmp_path / "linux-source-6.12.tar.xz", "https://example.org/linux-source-6.12.tar.xz")
+    assert (file.name, file.size, file.origin) == (
+        "linux-source-6.12.tar.xz",
+        3,
+        "https://example.org/linux-source-6.12.tar.xz",
+    )
+    assert file.digest == Digest("ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad")
+    with pytest.raises(UserError, match="none.tar.xz: No such file"):
+        tool.local_file(tmp_path / "none.tar.xz", "https://example.org/none.tar.xz")
