@@ -111,5 +111,5 @@ def test_a_tarball_that_one_has(tool: ModuleType, tmp_path: Path) -> None:
         "https://example.org/linux-source-6.12.tar.xz",
     )
     assert file.digest == Digest("ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad")
-    with pytest.raises(UserError, match="none.tar.xz: No such file"):
+    with pytest.raises(UserError, match=r"none\.tar\.xz: No such file"):
         tool.local_file(tmp_path / "none.tar.xz", "https://example.org/none.tar.xz")
