@@ -231,13 +231,25 @@ def test_a_program_that_is_not_there(tmp_path: Path) -> None:
     assert "/src/hullo is not there" in found.err
 
 
-def test_an_application_that_is_too_large(tmp_path: Path) -> None:
-    code = '__asm__(".text; .skip 64 << 20, 0x90");\nint main(void) { return 0; }\n'
-    large = make(tmp_path / "large", UKLFILE.replace(" && /src/hello", ""), code)
-    found = large.uklimg("build")
-    assert found.status == ExitCode.STEP
-    assert "ukl-link: hello: " in found.err
-    assert "Traceback" not in found.err
+def test_a_large_application_needs_no_other_kernel(tmp_path: Path) -> None:
+    """64 MiB of code, of which the end is used, and 40 MiB of data, in the kernel that small ones have."""
+    code = r"""
+        #include <stdio.h>
+        __asm__(".text; .skip 64 << 20, 0x90; .globl last; last: leal 1(%rdi), %eax; ret");
+        int last(int);
+        static char data[40 << 20] = {1, [(40 << 20) - 1] = 2};
+        int main(void)
+        {
+            char *volatile bytes = data;
+            printf("large %d\n", last(bytes[0] + bytes[sizeof data - 1]));
+            return 0;
+        }
+    """
+    large = make(tmp_path / "large", UKLFILE.replace(" && /src/hello", "").replace("128M", "512M"), code)
+    assert large.uklimg("build", "-t", "uklimg-test/large").status == 0
+    for kernel in ("vmlinux", "bzimage"):
+        found = large.uklimg("run", "--boot", kernel, "uklimg-test/large")
+        assert (found.status, found.out) == (0, "large 4\n"), found.err
 
 
 def test_a_kernel_option_that_cannot_be(tmp_path: Path) -> None:
