@@ -39,7 +39,7 @@ disassemble() {{
     make O=/tmp/hand/objects -j"$(nproc)" {UNCHANGED_PARTS}
     (cd /tmp/hand/objects
     cp arch/x86/kernel/vmlinux.lds /tmp/hand/$1/
-    for object in $(find arch/x86 kernel fs -name '*.o'); do
+    for object in $(find arch/x86 drivers kernel fs mm -name '*.o'); do
         objdump --disassemble --reloc --no-show-raw-insn "$object" > "/tmp/hand/$1/$(echo "$object" | tr / _)"
     done)
 }}

@@ -493,6 +493,11 @@ static void sockets(void)
 		ukl_write_all(ends[1], "over a passed pipe", 18);
 		CHECK_EQ(send(pair[1], "one", 3, 0), 3);
 		CHECK_EQ(send(pair[1], "second", 6, 0), 6);
+		/*
+		 * The end must not come before all was read: a reader that Linux holds up between looking for records and
+		 * looking for the end (__skb_wait_for_more_packets) takes the end for all there is.
+		 */
+		CHECK_EQ(recv(pair[1], text, sizeof text, 0), 4);
 		_exit(0);
 	}
 	SYS(close(pair[1]));
@@ -501,6 +506,7 @@ static void sockets(void)
 	CHECK_EQ(memcmp(text, "over a passed pipe", 18), 0);
 	CHECK_EQ(recv(pair[0], text, sizeof text, 0), 3); /* record borders are kept */
 	CHECK_EQ(recv(pair[0], text, sizeof text, 0), 6);
+	CHECK_EQ(send(pair[0], "done", 4, 0), 4);
 	CHECK_EQ(recv(pair[0], text, sizeof text, 0), 0);
 	ukl_wait_exit(child, 0);
 	SYS(close(pair[0]));
