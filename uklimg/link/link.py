@@ -180,7 +180,7 @@ def callers(program: bytes, text_start: int, size: int) -> tuple[bytes, int]:
     try:
         section = elf.Elf(program).section(".eh_frame")
         return frames.rows(program[section.offset : section.offset + section.size], section.addr, text_start, size)
-    except (elf.ElfError, frames.FramesError, IndexError, ValueError, struct.error) as error:
+    except (elf.ElfError, frames.FramesError, LookupError, ValueError, struct.error) as error:
         print(f"ukl-link: warning: no callers in stack traces: {error}", file=sys.stderr)
         return b"", 0
 
