@@ -115,6 +115,25 @@ class Server:
 
 
 @contextmanager
+def serving(
+    argv: Sequence[str], port: int, out: Path, err: Path, *, env: Mapping[str, str] | None = None
+) -> Iterator[Server]:
+    """Run ``argv``, which writes to ``out`` and ``err``, until Redis answers. Ends it if nobody else did."""
+    with out.open("wb") as stdout, err.open("wb") as stderr:
+        process = subprocess.Popen(
+            argv, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, env=env, start_new_session=True
+        )
+    try:
+        server = Server(process, port, out, err)
+        server.wait_ready()
+        yield server
+    finally:
+        if process.poll() is None:
+            process.kill()  # its virtual machine dies with it
+        process.wait()
+
+
+@contextmanager
 def redis(
     ref: str,
     folder: Path,
@@ -130,15 +149,5 @@ def redis(
     number = len(list(folder.glob("run-*.out")))
     out, err = folder / f"run-{number}.out", folder / f"run-{number}.err"
     argv = uklimg_cmd("run", "-p", f"{port}:{PORT}", *options, ref, *command)
-    with out.open("wb") as stdout, err.open("wb") as stderr:
-        process = subprocess.Popen(
-            argv, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, env=uklimg_env(env), start_new_session=True
-        )
-    try:
-        server = Server(process, port, out, err)
-        server.wait_ready()
+    with serving(argv, port, out, err, env=uklimg_env(env)) as server:
         yield server
-    finally:
-        if process.poll() is None:
-            process.kill()  # its virtual machine dies with it
-        process.wait()

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from redislib import PORT, ROOT, Server, uklimg_cmd, uklimg_env
+from redislib import PORT, ROOT, Server, serving, uklimg_cmd, uklimg_env
 
 from uklimg import oci, proc
 from uklimg.cli.run import boot_file
@@ -113,17 +113,8 @@ def booted(disk: Path, folder: Path, machine: str, *options: str) -> Iterator[Se
     argv += ["-drive", f"if=none,id=disk,format=raw,snapshot=on,file={disk}"]
     argv += ["-drive", f"if=none,id=stick,format=raw,file={folder / 'stick.img'}"]
     argv += ["-netdev", f"user,id=net,hostfwd=tcp:127.0.0.1:{port}-:{PORT}", *MACHINES[machine], *options]
-    out, err = folder / "out", folder / "err"
-    with out.open("wb") as stdout, err.open("wb") as stderr:
-        process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr)
-    try:
-        server = Server(process, port, out, err)
-        server.wait_ready()
+    with serving(argv, port, folder / "out", folder / "err") as server:
         yield server
-    finally:
-        if process.poll() is None:
-            process.kill()
-        process.wait()
 
 
 @pytest.mark.parametrize("machine", sorted(MACHINES))
