@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-from uklimg import context
+from uklimg import context, runmounts
 from uklimg.digest import JSON, Digest
 from uklimg.engine.base import Engine, Job, Mount, Rootfs
 from uklimg.errors import ExitCode, InternalError, Location, UklimgError
@@ -75,7 +75,7 @@ class _Work:
 
 
 class Executor:
-    """``functions`` are those of host steps by name; ``sink`` hears what happens."""
+    """``functions`` are those of host steps by name; ``sink`` hears what happens; ``secrets`` are RUN's."""
 
     def __init__(
         self,
@@ -85,6 +85,7 @@ class Executor:
         functions: Mapping[str, HostFunction],
         sink: Sink = discard,
         clock: Callable[[], float] = time.monotonic,
+        secrets: Mapping[str, bytes] | None = None,
     ) -> None:
         self._store = store
         self._engine = engine
@@ -92,6 +93,7 @@ class Executor:
         self._functions = functions
         self._sink = sink
         self._clock = clock
+        self._secrets = secrets or {}
 
     def run(self, graph: Graph, places: Mapping[str, Location] | None = None, *, again: bool = False) -> Built:
         """Make the graph's target. ``again`` makes every step anew, whatever the store has (--no-cache).
@@ -176,20 +178,23 @@ class Executor:
 
     def _container(self, step: Step, action: Container, work: _Work, needed: Mapping[str, StepResult]) -> StepResult:
         base = needed[action.rootfs]
-        job = Job(
-            name=step.title,
-            rootfs=Rootfs(*self._store.rootfs_layout(base)),
-            argv=action.argv,
-            output=work.out,
-            log=work.log,
-            kind=step.kind,
-            mounts=tuple(Mount(path, target) for target, path in sorted(work.inputs.items())),
-            env=action.env,
-            workdir=action.workdir,
-            network=action.network,
-            user=action.user,
-        )
-        done = self._engine.run(job, lambda line: self._sink(StepOutput(step.id, line)))
+        caches = self._store.root / "mounts"
+        mounts = [Mount(path, target) for target, path in sorted(work.inputs.items()) if target.startswith("/")]
+        with runmounts.prepared(action.mounts, work.inputs, work.work, caches, self._secrets) as more:
+            job = Job(
+                name=step.title,
+                rootfs=Rootfs(*self._store.rootfs_layout(base)),
+                argv=more.argv(action.argv),
+                output=work.out,
+                log=work.log,
+                kind=step.kind,
+                mounts=(*mounts, *more.mounts),
+                env=action.env,
+                workdir=action.workdir,
+                network=action.network,
+                user=action.user,
+            )
+            done = self._engine.run(job, lambda line: self._sink(StepOutput(step.id, line)))
         if step.kind is Kind.TREE:
             return self._store.commit_tree(work.key, work.out, work.fields, step=step.id)
         if done.layer is None:

@@ -87,6 +87,41 @@ class Output:
 Input: TypeAlias = Blob | Inline | ContextTree | Output
 
 
+@dataclass(frozen=True)
+class RunMount:
+    """Something at ``target`` of a container while its command runs; no change to it is kept in the result.
+
+    ``kind``: "bind" (the step's input ``input``, at its path ``path``), "tmpfs" (an empty folder), "cache" (a folder
+    of this machine, by ``id``, that outlives the step) or "secret" (a file of the user's, by ``id``; ``target`` is ""
+    where only the environment's ``variable`` gets it). What a cache or a secret holds is not part of the key.
+    """
+
+    kind: str
+    target: str
+    input: str = ""
+    path: str = ""
+    read_only: bool = False
+    id: str = ""
+    sharing: str = ""
+    mode: int = 0o755
+    uid: int = 0
+    gid: int = 0
+    required: bool = False
+    variable: str = ""
+
+    def key(self) -> JSON:
+        return {
+            "kind": self.kind,
+            "target": self.target,
+            "input": self.input,
+            "path": self.path,
+            "read_only": self.read_only,
+            "mode": self.mode,
+            "owner": [self.uid, self.gid],
+            "variable": self.variable,
+        }
+
+
 class Kind(Enum):
     """What a step leaves behind."""
 
@@ -98,9 +133,10 @@ class Kind(Enum):
 class Container:
     """Run ``argv`` in a container made of ``rootfs`` (a step of kind ROOTFS).
 
-    Inputs are mounted read-only at their targets; a TREE step writes below ``/out`` (an empty folder). There is
-    no network unless ``network``. Clock-dependent tools see SOURCE_DATE_EPOCH; ``env`` is complete: nothing of
-    the caller's environment is added except what the engine fixes for all steps.
+    Inputs are mounted read-only at their targets, those whose target is no absolute path only where ``mounts`` wants
+    them; a TREE step writes below ``/out`` (an empty folder). There is no network unless ``network``. Clock-dependent
+    tools see SOURCE_DATE_EPOCH; ``env`` is complete: nothing of the caller's environment is added except what the
+    engine fixes for all steps.
     """
 
     rootfs: str
@@ -109,18 +145,20 @@ class Container:
     workdir: str = "/"
     network: bool = False
     user: str = "root"
+    mounts: tuple[RunMount, ...] = ()
 
     def key(self, keys: Mapping[str, Digest]) -> JSON:
-        return {
-            "container": {
-                "rootfs": str(keys[self.rootfs]),
-                "argv": list(self.argv),
-                "env": dict(self.env),
-                "workdir": self.workdir,
-                "network": self.network,
-                "user": self.user,
-            }
+        fields: dict[str, JSON] = {
+            "rootfs": str(keys[self.rootfs]),
+            "argv": list(self.argv),
+            "env": dict(self.env),
+            "workdir": self.workdir,
+            "network": self.network,
+            "user": self.user,
         }
+        if self.mounts:
+            fields["mounts"] = [mount.key() for mount in self.mounts]
+        return {"container": fields}
 
 
 @dataclass(frozen=True)

@@ -7,15 +7,16 @@ base image → PID 1 → initramfs ───────────────
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 from uklimg.errors import InternalError, Location, UserError, UserErrors
-from uklimg.graph import ContextTree, Graph, Step
+from uklimg.graph import ContextTree, Graph, Input, Output, Step
 from uklimg.guest.config import guest_config
 from uklimg.oci import RunConfig
-from uklimg.recipes import base_image, bzimage, stage, toolchain
+from uklimg.recipes import base_image, bzimage, runmounts, stage, toolchain
 from uklimg.recipes import image as image_recipe
 from uklimg.recipes import init as init_recipe
 from uklimg.recipes.app import app_step
@@ -30,6 +31,7 @@ from uklimg.spec.model import (
     ImageStage,
     Instruction,
     MakeFolder,
+    Mount,
     OciImage,
     Origin,
     Packages,
@@ -66,19 +68,23 @@ class Assets:
 @dataclass(frozen=True)
 class Options:
     """``target``: the build stage to stop at, "" for the image. ``kernel_configs``: further fragments of the kernel
-    series, by name."""
+    series, by name. ``secrets``: the ids of --secret. ``ignore_caches``: RUN's cache mounts are empty folders."""
 
     target: str = ""
     kernel_configs: tuple[str, ...] = ()
+    secrets: frozenset[str] = frozenset()
+    ignore_caches: bool = False
 
 
 @dataclass(frozen=True)
 class Plan:
-    """``places``: where in the Uklfile a step comes from, by the step's id. ``run``: what the image will say."""
+    """``places``: where in the Uklfile a step comes from, by the step's id. ``run``: what the image will say.
+    ``warnings``: what a build should say about the steps that its result needs."""
 
     graph: Graph
     places: Mapping[str, Location]
     run: RunConfig
+    warnings: tuple[tuple[Location, str], ...] = ()
 
 
 def plan(resolved: ResolvedSpec, select: Select, assets: Assets, options: Options | None = None) -> Plan:
@@ -126,6 +132,7 @@ class _Planner:
         self._tops: dict[str, str] = {}  # build stage → its last step
         self._bases: dict[str, str] = {}  # base image → the step that build stages on it start from
         self._picks = 0
+        self._runs: dict[str, Run] = {}  # those with mounts, by step
 
     def run(self) -> Plan:
         for name, base in sorted(self._resolved.bases.items()):
@@ -134,11 +141,18 @@ class _Planner:
             self._bases[name] = self._add(wrapper)
         for build in self._spec.stages:
             self._stage(build)
-        run = run_config(self._resolved)
-        target = self._target() or self._image(run)
+        self._run = run_config(self._resolved)
+        target = self._target() or self._image(self._run)
         if self._errors:
             raise UserErrors(self._errors)
-        return Plan(Graph.of(self._steps, target), self._places, run)
+        return Plan(Graph.of(self._steps, target), self._places, self._run, self._warnings(target))
+
+    def _warnings(self, *targets: str) -> tuple[tuple[Location, str], ...]:
+        """About the RUNs that ``targets`` need."""
+        if self._options.ignore_caches:
+            return ()
+        needed = {step.id for target in targets for step in Graph.of(self._steps, target).steps}
+        return runmounts.warnings([run for step_id, run in self._runs.items() if step_id in needed])
 
     def _add(self, step: Step, place: Location | None = None) -> str:
         self._steps.append(step)
@@ -183,9 +197,15 @@ class _Planner:
         inside = self._assets.inside
         match instruction:
             case Run():
-                if instruction.mounts:
-                    raise _unsupported(f"RUN --mount=type={instruction.mounts[0].kind}", instruction.location)
-                return stage.run_step(step_id, below, instruction, toolchain.environment())
+                mounts, inputs = runmounts.run_mounts(
+                    instruction,
+                    self._bind,
+                    secrets=self._options.secrets,
+                    ignore_caches=self._options.ignore_caches,
+                )
+                if mounts:
+                    self._runs[step_id] = instruction
+                return stage.run_step(step_id, below, instruction, toolchain.environment(), mounts, inputs)
             case MakeFolder():
                 return stage.folder_step(step_id, below, instruction)
             case Source():
@@ -232,13 +252,27 @@ class _Planner:
                     message, hint="copy it by itself to a destination with its name", location=copy.location
                 )
             return CopyInput(replace(copy, sources=selected.sources), selected.tree)
-        origin, below = copy.origin, self._bottom(copy.origin)
+        sources = tuple(source.replace("/./", "/") for source in copy.sources)
+        return CopyInput(copy, self._pick(copy.origin, sources, copy.location))
+
+    def _pick(self, origin: Origin, sources: Sequence[str], place: Location) -> Output:
+        """What ``sources`` lead to in a stage or base image."""
+        below = self._bottom(origin)
         if isinstance(origin, OciImage):
             raise InternalError("an image of a registry passed `resolve`")
         self._picks += 1
-        sources = tuple(source.replace("/./", "/") for source in copy.sources)
         step = stage.pick_step(f"pick:{self._picks}", below, origin.name, sources, self._assets.inside)
-        return CopyInput(copy, stage.picked(self._add(step, copy.location)))
+        return stage.picked(self._add(step, place))
+
+    def _bind(self, mount: Mount, place: Location) -> tuple[Input, str]:
+        """What a bind mount shows, and where it lies in that."""
+        source = literal(mount.source)
+        if mount.origin is not None:
+            return self._pick(mount.origin, (source,), place), mount.source
+        selected = self._select((source,), (), place)
+        if not selected.sources:
+            raise UserError(f"{mount.source!r} is not in the build context", location=place)
+        return selected.tree, unescaped(selected.sources[0])
 
     # --- the image
 
@@ -275,7 +309,8 @@ class _Planner:
                 folders=folders,
             )
         )
-        return self._add(image_recipe.image_step(app=app, bzimage=packed, initramfs=initramfs, run=run))
+        self._run = replace(run, reproducible=not self._warnings(packed, initramfs))
+        return self._add(image_recipe.image_step(app=app, bzimage=packed, initramfs=initramfs, run=self._run))
 
     def _app(self, image: ImageStage, kit: str) -> str:
         link = image.link
@@ -299,6 +334,16 @@ class _Planner:
             files=files.sources if files else (),
             options=tuple((option.name, option.value) for option in image.kconfig),
         )
+
+
+def literal(path: str) -> str:
+    """``path`` as a pattern that means itself."""
+    return re.sub(r"([*?\[\\])", r"\\\1", path)
+
+
+def unescaped(pattern: str) -> str:
+    """The inverse of ``literal``."""
+    return re.sub(r"\\(.)", r"\1", pattern)
 
 
 def _numbered(step: Step, build: BuildStage, number: int) -> Step:

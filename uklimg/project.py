@@ -15,7 +15,7 @@ from uklimg.context import BuildContext, Selection, open_context, read_text
 from uklimg.data import Data
 from uklimg.errors import Location, ToolError, UserError
 from uklimg.lock import LOCK_NAME, Lock, format_lock, parse_lock
-from uklimg.plan import Options, Plan, Selected, plan
+from uklimg.plan import Options, Plan, Selected, literal, plan
 from uklimg.ref import Reference
 from uklimg.resolve import ResolvedSpec, Resolver, resolve
 from uklimg.spec import SeriesInfo, Spec, build_spec
@@ -75,12 +75,8 @@ def selected(found: Selection, sources: Sequence[str]) -> Selected:
     )
     # "/./" in a source says what --parents keeps of it.
     pivots = any("/./" in source for source in sources)
-    written = tuple(sources) if pivots else tuple(_literal(match.path) for match in found.matches)
+    written = tuple(sources) if pivots else tuple(literal(match.path) for match in found.matches)
     return Selected(found.tree, written, renamed)
-
-
-def _literal(path: str) -> str:
-    return re.sub(r"([*?\[\\])", r"\\\1", path)
 
 
 def parse_build_args(words: Sequence[str], environ: Mapping[str, str]) -> Mapping[str, str]:

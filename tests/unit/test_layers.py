@@ -45,6 +45,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "initramfsbuild",
         "toplayer",
         "hostfunctions",
+        "runmounts",
         "project",
     ),
     4: ("execute", "remote", "runner"),

@@ -10,7 +10,7 @@ from test_resolve import KERNEL, Archive, Folders
 
 from uklimg.digest import Digest
 from uklimg.errors import Location, UserError, UserErrors
-from uklimg.graph import Blob, Container, ContextTree, Host, Output
+from uklimg.graph import Blob, Container, ContextTree, Host, Output, Step
 from uklimg.lock import Lock
 from uklimg.plan import Assets, Options, Plan, Selected, plan
 from uklimg.recipes import toolchain
@@ -227,13 +227,60 @@ def test_packages_are_inputs_of_their_step() -> None:
 
 
 def test_what_cannot_be_done_yet_is_said_at_its_place_all_at_once() -> None:
-    text = UKLFILE.replace("RUN make", "RUN --mount=type=cache,target=/c make\nDEPENDS debian:zlib1g-dev")
+    text = UKLFILE.replace("RUN make", "RUN make\nDEPENDS debian:zlib1g-dev")
     text = text.replace("VOLUME", "USERLAND busybox\nVOLUME")
     assert problems(text) == [
-        "Uklfile:5:1: this version of uklimg does not support RUN --mount=type=cache yet",
         "Uklfile:6:1: this version of uklimg does not support DEPENDS yet",
         "Uklfile:7:1: this version of uklimg does not support USERLAND busybox yet",
     ]
+
+
+def mounted(flags: str, options: Options | None = None) -> tuple[Plan, Step]:
+    found = planned(UKLFILE.replace("RUN make", f"RUN {flags} make"), options)
+    return found, found.graph.step("stage:build:4")
+
+
+def test_a_bind_mount_is_an_input_that_is_shown_at_its_target() -> None:
+    flags = "--mount=target=/context --mount=source=sub/file,target=x --mount=from=debian:trixie,src=/a/b,dst=/c"
+    _, step = mounted(flags)
+    assert isinstance(step.action, Container)
+    shown = [(mount.target, mount.path, mount.read_only) for mount in step.action.mounts]
+    assert shown == [("/context", ".", True), ("/src/x", "sub/file", True), ("/c", "/a/b", True)]
+    assert [type(step.inputs[mount.input]) for mount in step.action.mounts] == [ContextTree, ContextTree, Output]
+    assert step.needs() == ("pick:1", "stage:build:3")
+
+
+def test_a_cache_is_in_no_key_by_content_and_marks_the_image() -> None:
+    plain, _ = mounted("")
+    assert plain.run.reproducible
+    assert not plain.warnings
+    found, _ = mounted("--mount=type=cache,target=/c,id=one")
+    assert [place.line for place, _ in found.warnings] == [5]
+    assert not found.run.reproducible
+    image = found.graph.step("image").action
+    assert isinstance(image, Host)
+    assert not run_config_of(image.params).reproducible
+    for how in ("id=two", "id=one,sharing=locked"):
+        other, _ = mounted(f"--mount=type=cache,target=/c,{how}")
+        assert other.graph.keys == found.graph.keys
+    locked, _ = mounted("--mount=type=cache,target=/c,id=one", Options(ignore_caches=True))
+    tmpfs, _ = mounted("--mount=type=tmpfs,target=/c,mode=0755")
+    assert locked.run.reproducible
+    assert not locked.warnings
+    assert locked.graph.keys["image"] == tmpfs.graph.keys["image"]
+
+
+def test_a_cache_in_a_stage_that_the_image_does_not_need_does_not_mark_it() -> None:
+    found = planned(f"FROM debian:trixie AS idle\nRUN --mount=type=cache,target=/c one\n{UKLFILE}")
+    assert found.run.reproducible
+    assert not found.warnings
+
+
+def test_a_required_secret_must_be_given() -> None:
+    text = UKLFILE.replace("RUN make", "RUN --mount=type=secret,id=key,required make")
+    assert problems(text) == ["Uklfile:5:1: there is no secret 'key' (--secret id=key,src=FILE, or env=VARIABLE)"]
+    given = planned(text, Options(secrets=frozenset(["key"])))
+    assert given.graph.keys == planned(text.replace(",required", "")).graph.keys
 
 
 def test_files_that_are_not_in_the_context_are_said_at_their_place() -> None:

@@ -8,6 +8,7 @@ import os
 from uklimg import oci
 from uklimg.cli import options, plan
 from uklimg.cli.host import Host
+from uklimg.cli.secrets import read_secrets
 from uklimg.console import Console, console
 from uklimg.errors import InternalError, UserError
 from uklimg.events import Note
@@ -53,10 +54,14 @@ def _build(
     """The image (or the stage's root file system), the names it got, and the steps that ran."""
     project = options.project_of(args, host)
     store = host.store(sink)
+    secrets = read_secrets(args.secret, host.environ, host.cwd)
     with store.session():
         found = options.resolved(args, project, host, store, sink, write=not args.locked)
         made = options.planned(args, project, found)
-        built = host.executor(store, sink, offline=args.offline).run(made.graph, made.places, again=args.no_cache)
+        for place, text in made.warnings:
+            sink(Note(f"{place}: {text}", warning=True))
+        executor = host.executor(store, sink, offline=args.offline, secrets=secrets)
+        built = executor.run(made.graph, made.places, again=args.no_cache)
         root = built.result.root
         tags = [str(name) for name in names] or ([] if args.target else [project.default_name])
         for tag in tags:

@@ -57,9 +57,12 @@ class Host:
     def mirror(self) -> str:
         return find_mirror(self.environ, self.settings.config)
 
-    def executor(self, store: Store, sink: Sink, *, offline: bool) -> Executor:
+    def executor(
+        self, store: Store, sink: Sink, *, offline: bool, secrets: Mapping[str, bytes] | None = None
+    ) -> Executor:
         engine = BuildahEngine(store.root / "engine", self.environ)
-        return Executor(store, engine, self.fetch(store, sink, offline=offline), host_functions(self.env), sink)
+        fetch = self.fetch(store, sink, offline=offline)
+        return Executor(store, engine, fetch, host_functions(self.env), sink, secrets=secrets)
 
     def fetch(self, store: Store, sink: Sink, *, offline: bool) -> Fetch:
         """Blobs from the store, or from where they are; the mirror is looked for only when one must be asked."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from uklimg import oci
 from uklimg.cli.host import Host
+from uklimg.cli.secrets import parse_secrets
 from uklimg.console import PROGRESS
 from uklimg.digest import JSON, Digest
 from uklimg.errors import ExitCode, ToolError, UserError
@@ -44,6 +45,13 @@ def add_build(parser: argparse.ArgumentParser) -> None:
     add_project(parser)
     parser.add_argument("--locked", action="store_true", help="use what Uklfile.lock has, and never write it")
     parser.add_argument("--offline", action="store_true", help="use no network at all")
+    parser.add_argument(
+        "--secret",
+        metavar="id=ID,src=FILE",
+        action="append",
+        default=[],
+        help="a secret for RUN --mount=type=secret; env=VARIABLE in place of src= takes it from the environment",
+    )
     parser.add_argument("--target", metavar="STAGE", default="", help="stop at this build stage")
     # For developers of kernel patches: a series' further configuration fragments, as in --kernel-config debug.
     parser.add_argument(
@@ -91,7 +99,8 @@ def planned(args: argparse.Namespace, project: Project, found: ResolvedSpec) -> 
         if args.target == "linux":
             raise UserError("this version of uklimg cannot build the plain Linux twin yet")
         args.target = ""
-    return plan_project(project, found, Options(args.target, tuple(args.kernel_configs)))
+    secrets = frozenset(secret.id for secret in parse_secrets(args.secret))
+    return plan_project(project, found, Options(args.target, tuple(args.kernel_configs), secrets, args.locked))
 
 
 def find_image(text: str, store: Store) -> tuple[str, oci.Descriptor] | None:

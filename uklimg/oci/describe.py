@@ -11,6 +11,8 @@ from uklimg.oci.model import ImageConfig, Index, Manifest
 
 _KASLR = "vmlinux has no KASLR: PVH starts it where it was linked; bzImage has (run --boot bzimage)"
 
+_NOT_REPRODUCIBLE = "not reproducible: a step of its build used RUN --mount=type=cache"
+
 
 @dataclass(frozen=True)
 class FileSummary:
@@ -67,6 +69,7 @@ class Summary:
             "cpus": run.cpus,
             "cmdline": run.cmdline,
             "labels": dict(run.labels),
+            "reproducible": run.reproducible,
             "files": [{"role": f.role, "path": f.path, "digest": str(f.digest), "size": f.size} for f in self.files],
             "platforms": [
                 {"platform": p.platform, "manifest": str(p.manifest), "size": p.size} for p in self.platforms
@@ -77,6 +80,7 @@ class Summary:
 
 def describe(index: Index, manifests: Sequence[Manifest], config: ImageConfig, digest: Digest) -> Summary:
     """``manifests`` are parallel to ``index.manifests``, ``config`` is any of theirs, ``digest`` the index's."""
+    run = run_config(config)
     roles = {file.role: file for file in FILES}
     layers = {blob.annotations.get(ROLE, ""): blob for manifest in manifests for blob in manifest.layers}
     files = tuple(
@@ -88,7 +92,7 @@ def describe(index: Index, manifests: Sequence[Manifest], config: ImageConfig, d
     every |= {entry.digest: entry.size for entry in index.manifests}
     return Summary(
         digest=digest,
-        run=run_config(config),
+        run=run,
         platforms=tuple(
             PlatformSummary(str(entry.platform), entry.digest, sum(blob.size for blob in manifest.blobs()))
             for entry, manifest in zip(index.manifests, manifests, strict=True)
@@ -96,5 +100,8 @@ def describe(index: Index, manifests: Sequence[Manifest], config: ImageConfig, d
         files=files,
         size=sum(every.values()),
         created=config.created,
-        notes=(_KASLR,) if VMLINUX in layers or BZIMAGE in layers else (),
+        notes=(
+            *((_KASLR,) if VMLINUX in layers or BZIMAGE in layers else ()),
+            *(() if run.reproducible else (_NOT_REPRODUCIBLE,)),
+        ),
     )

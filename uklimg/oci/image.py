@@ -71,7 +71,8 @@ class RunConfig:
     ``program`` is the name under which the kernel knows the application (its stub is ``/ukl/<program>``; with
     ``target`` "linux", the plain twin, an ordinary program). ``memory`` in bytes and ``cpus`` are 0 where the
     Uklfile says nothing. ``exposed_ports`` are ``6379/tcp``; ``cmdline`` is kernel parameters as one text;
-    ``boot`` the protocols that the files serve: "pvh" (vmlinux), "linux" and "efi" (bzImage).
+    ``boot`` the protocols that the files serve: "pvh" (vmlinux), "linux" and "efi" (bzImage). ``reproducible`` is
+    False when a step used what is not in any key (RUN --mount=type=cache).
     """
 
     program: str
@@ -91,6 +92,7 @@ class RunConfig:
     target: str = "ukl"
     boot: tuple[str, ...] = ("pvh", "linux", "efi")
     labels: Mapping[str, str] = field(default_factory=dict, hash=False)
+    reproducible: bool = True
 
     @property
     def argv(self) -> tuple[str, ...]:
@@ -161,6 +163,7 @@ def run_config(config: ImageConfig) -> RunConfig:
         target=labels.get(_LABEL + "target", "ukl"),
         boot=tuple(_one_line(labels, "boot").split()),
         labels={name: value for name, value in labels.items() if not name.startswith(_RESERVED)},
+        reproducible=labels.get(_LABEL + "reproducible") != "false",
     )
     return _started_by_name(run) if config.platform == LINUX else run
 
@@ -301,6 +304,7 @@ def _own_labels(run: RunConfig) -> dict[str, str]:
         "cmdline": run.cmdline,
         "memory": str(run.memory) if run.memory else "",
         "cpus": str(run.cpus) if run.cpus else "",
+        "reproducible": "" if run.reproducible else "false",
     }
     return {_LABEL + name: value for name, value in values.items() if value}
 

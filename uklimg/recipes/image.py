@@ -53,6 +53,8 @@ def params(run: RunConfig) -> JSON:
         "target": run.target,
         "boot": list(run.boot),
         "labels": dict(run.labels),
+        # Only where it is not, so that the keys of all others stay.
+        **({} if run.reproducible else {"reproducible": False}),
     }
 
 
@@ -79,6 +81,7 @@ def run_config_of(value: JSON) -> RunConfig:
             target=parameters.text(value["target"]),
             boot=parameters.texts(value["boot"]),
             labels=parameters.text_map(value["labels"]),
+            reproducible="reproducible" not in value,
         )
     except (KeyError, TypeError) as error:
         raise InternalError(f"bad parameters of the image step: {error}") from error

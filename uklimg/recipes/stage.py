@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 
-from uklimg.graph import Blob, Container, ContextTree, Inline, InlineFile, Input, Kind, Output, Step
+from uklimg.graph import Blob, Container, ContextTree, Inline, InlineFile, Input, Kind, Output, RunMount, Step
 from uklimg.lock import LockedPackages, LockedSource, SourceKind
 from uklimg.recipes.scripts import HOME, python, scripts
 from uklimg.spec.model import HEREDOC_FOLDER, Copy, MakeFolder, Run, Source
@@ -41,9 +41,17 @@ def title(text: str) -> str:
     return line if len(line) <= _TITLE else f"{line[: _TITLE - 1]}…"
 
 
-def run_step(step_id: str, below: str, run: Run, wrapper: Mapping[str, str]) -> Step:
-    """RUN. ``wrapper``: the variables that lead to the compiler wrapper; the stage's own win."""
-    inputs: dict[str, Input] = {}
+def run_step(
+    step_id: str,
+    below: str,
+    run: Run,
+    wrapper: Mapping[str, str],
+    mounts: Sequence[RunMount] = (),
+    mounted: Mapping[str, Input] | None = None,
+) -> Step:
+    """RUN. ``wrapper``: the variables that lead to the compiler wrapper; the stage's own win. ``mounts`` and the
+    inputs ``mounted`` that they need: see ``runmounts``."""
+    inputs: dict[str, Input] = dict(mounted or {})
     if run.files:
         inputs[HEREDOC_FOLDER] = Inline(tuple(InlineFile(file.name, file.content, file.mode) for file in run.files))
     action = Container(
@@ -53,6 +61,7 @@ def run_step(step_id: str, below: str, run: Run, wrapper: Mapping[str, str]) -> 
         workdir=run.workdir,
         network=run.network,
         user=run.user,
+        mounts=tuple(mounts),
     )
     return _step(step_id, f"RUN {run.text}", "run", action, inputs)
 

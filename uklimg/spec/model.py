@@ -63,9 +63,10 @@ class HeredocFile:
 
 @dataclass(frozen=True)
 class Mount:
-    """``RUN --mount``. ``kind`` is bind, cache, tmpfs, secret or ssh; ``size`` in bytes (tmpfs; 0 = no limit).
+    """``RUN --mount``. ``kind`` is bind, cache, tmpfs or secret; ``size`` in bytes (tmpfs; 0 = no limit).
 
-    ``origin`` None with kind bind means the build context.
+    ``origin`` None with kind bind means the build context. ``env`` is the variable that a secret goes to; without
+    a ``target`` it goes nowhere else.
     """
 
     kind: str
@@ -80,6 +81,7 @@ class Mount:
     uid: int | None = None
     gid: int | None = None
     required: bool = False
+    env: str = ""
 
 
 @dataclass(frozen=True)

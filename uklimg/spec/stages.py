@@ -19,8 +19,9 @@ from uklimg.spec.model import (
     Packages,
     Run,
 )
+from uklimg.spec.mounts import mounts
 from uklimg.spec.scope import Scope, checked, chomped, environment
-from uklimg.spec.transfer import Names, copy, mount, source
+from uklimg.spec.transfer import Names, copy, source
 from uklimg.spec.values import quoted
 from uklimg.uklfile import ast
 from uklimg.uklfile.directives import RULES, Place
@@ -127,7 +128,7 @@ class _Reader:
             user=self.scope.user,
             text=directive.command.text,
             network=network is not None and network.value == "default",
-            mounts=tuple(mount(flag, self.scope, self.names) for flag in directive.flags if flag.name == "mount"),
+            mounts=mounts(directive, self.scope, self.names),
             files=files,
         )
 

@@ -1,10 +1,9 @@
-"""COPY, ADD, SOURCE and RUN's mounts: what comes from where."""
+"""COPY, ADD and SOURCE: what comes from where."""
 
 from __future__ import annotations
 
-import csv
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from uklimg.digest import Digest
@@ -17,7 +16,6 @@ from uklimg.spec.model import (
     DebianSource,
     GitSource,
     HeredocFile,
-    Mount,
     OciImage,
     Origin,
     Source,
@@ -205,77 +203,3 @@ def source_ref(text: str, location: Location) -> SourceRef:
     if not text:
         raise UserError("an empty source", location=location)
     return ContextSource(checked(values.in_context, text, location))
-
-
-_MOUNT_KINDS = ("bind", "cache", "tmpfs", "secret", "ssh")
-_MOUNT_SHARING = ("shared", "private", "locked")
-_ALIASES = {"src": "source", "dst": "target", "destination": "target", "ro": "readonly", "rw": "readwrite"}
-_MOUNT_KEYS = ("type", "target", "source", "from", "readonly", "readwrite", "id", "sharing", "size", "mode", "uid")
-_ALL_MOUNT_KEYS = (*_MOUNT_KEYS, "gid", "required", *_ALIASES)
-
-
-def mount(flag: ast.Flag, scope: Scope, names: Names) -> Mount:
-    """``--mount=type=cache,target=/path,…``; raises UserError."""
-    fields = _mount_fields(flag, scope)
-    kind = fields.get("type", "bind")
-    known = {"kind": (kind, _MOUNT_KINDS), "sharing": (fields.get("sharing", "shared"), _MOUNT_SHARING)}
-    for what, (word, allowed) in known.items():
-        if word not in allowed:
-            hint = did_you_mean(word, allowed) or ", ".join(allowed)
-            raise UserError(f"unknown {what} of mount {quoted(word)}", hint=hint, location=flag.location)
-    target = fields.get("target", "")
-    if not target and kind not in ("secret", "ssh"):
-        raise UserError(f"a {kind} mount needs target=/path", location=flag.location)
-    origin = names.origin(fields["from"], flag.location) if "from" in fields else None
-
-    def value(name: str, function: Callable[[str], int]) -> int | None:
-        return checked(function, fields[name], flag.location, f"{name}: ") if name in fields else None
-
-    source_path = fields.get("source", "")
-    if kind == "bind" and origin is None:
-        source_path = checked(values.in_context, source_path or ".", flag.location)
-    writable = kind in ("cache", "tmpfs")
-    read_only = _truth(fields, "readonly", flag) if "readonly" in fields else not writable
-    return Mount(
-        kind=kind,
-        target=values.absolute(target, scope.workdir) if target else "",
-        source=source_path,
-        origin=origin,
-        read_only=not _truth(fields, "readwrite", flag) if "readwrite" in fields else read_only,
-        id=fields.get("id", ""),
-        sharing=fields.get("sharing", "shared") if kind == "cache" else "",
-        size=value("size", values.size) or 0,
-        mode=value("mode", values.mode),
-        uid=value("uid", lambda text: values.number(text, "a user id")),
-        gid=value("gid", lambda text: values.number(text, "a group id")),
-        required=_truth(fields, "required", flag) if "required" in fields else False,
-    )
-
-
-def _mount_fields(flag: ast.Flag, scope: Scope) -> dict[str, str]:
-    fields: dict[str, str] = {}
-    try:
-        rows = list(csv.reader([flag.value or ""], strict=True))
-    except csv.Error as error:
-        raise UserError(f"--mount: {error}", location=flag.location) from error
-    for item in rows[0] if rows else []:
-        key, equals, value = item.partition("=")
-        key = _ALIASES.get(key.lower(), key.lower())
-        if key not in _ALL_MOUNT_KEYS:
-            hint = did_you_mean(key, _ALL_MOUNT_KEYS)
-            raise UserError(f"unknown mount option {quoted(key)}", hint=hint, location=flag.location)
-        if not equals and key not in ("readonly", "readwrite", "required"):
-            raise UserError(f"the mount option {key} needs a value", hint=f"{key}=…", location=flag.location)
-        if key == "from" and "$" in value:
-            raise UserError("from= does not take variables", location=flag.location)
-        fields[key] = scope.text(ast.Word(value, flag.location)) if equals else "true"
-        if key in ("type", "sharing"):
-            fields[key] = fields[key].lower()
-    return fields
-
-
-def _truth(fields: Mapping[str, str], name: str, flag: ast.Flag) -> bool:
-    value = fields[name].lower()
-    if value not in ("true", "false", "1", "0"):
-        raise UserError(f"{name} is true or false, not {quoted(value)}", location=flag.location)
-    return value in ("true", "1")
