@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 from uklimg import context, runmounts
 from uklimg.digest import JSON, Digest
@@ -36,6 +36,13 @@ from uklimg.store import StepResult, Store
 from uklimg.toplayer import unpack_below
 
 Fetch: TypeAlias = Callable[[Blob], Path]
+
+
+class Lookup(Protocol):
+    """Finds results: ``Store.lookup``, or what brings them from elsewhere besides. Called from any thread."""
+
+    def __call__(self, key: Digest, /, *, verify: bool = True) -> StepResult | None: ...
+
 
 # Downloads at once, of a step with many small files.
 _DOWNLOADS = 4
@@ -75,7 +82,8 @@ class _Work:
 
 
 class Executor:
-    """``functions`` are those of host steps by name; ``sink`` hears what happens; ``secrets`` are RUN's."""
+    """``functions`` are those of host steps by name; ``sink`` hears what happens; ``secrets`` are RUN's. ``lookup``
+    is asked for results, in place of the store alone."""
 
     def __init__(
         self,
@@ -86,8 +94,10 @@ class Executor:
         sink: Sink = discard,
         clock: Callable[[], float] = time.monotonic,
         secrets: Mapping[str, bytes] | None = None,
+        lookup: Lookup | None = None,
     ) -> None:
         self._store = store
+        self._lookup = lookup or store.lookup
         self._engine = engine
         self._fetch = fetch
         self._functions = functions
@@ -103,7 +113,7 @@ class Executor:
         """
 
         def has(key: Digest) -> bool:
-            return not again and self._store.lookup(key, verify=False) is not None
+            return not again and self._lookup(key, verify=False) is not None
 
         wanted = missing(graph, has)
         self._sink(BuildPlanned(len(graph.steps), len(graph.steps) - len(wanted)))
@@ -113,7 +123,7 @@ class Executor:
         def ready(step: Step) -> StepResult:
             """The step's result, made with all it needs unless the store has it."""
             if step.id not in results:
-                found = None if again else self._store.lookup(graph.keys[step.id])
+                found = None if again else self._lookup(graph.keys[step.id])
                 if found is None:
                     needed = {name: ready(graph.step(name)) for name in step.needs()}
                     found = self._make_once(graph, step, needed, places or {}, again, ran)
@@ -139,7 +149,7 @@ class Executor:
         key = graph.keys[step.id]
         with self._store.key_lock(key):
             # Another build may have made it while we waited.
-            found = None if again else self._store.lookup(key)
+            found = None if again else self._lookup(key)
             if found is not None:
                 self._sink(StepCached(step.id, step.title, str(key)))
                 return found

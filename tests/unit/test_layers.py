@@ -48,7 +48,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "runmounts",
         "project",
     ),
-    4: ("execute", "remote", "runner"),
+    4: ("execute", "remote", "runner", "sharedcache"),
     5: ("console", "cli", "__main__"),
 }
 # Scripts that run inside containers: they know nothing of uklimg but their own folder.

@@ -6,7 +6,7 @@ import argparse
 import os
 
 from uklimg import oci
-from uklimg.cli import options, plan
+from uklimg.cli import caching, options, plan
 from uklimg.cli.host import Host
 from uklimg.cli.secrets import read_secrets
 from uklimg.console import Console, console
@@ -24,6 +24,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-cache", action="store_true", help="run every step, whatever the store has")
     parser.add_argument("--plan", action="store_true", help="say what would run, and run nothing")
     parser.add_argument("--jobs", type=int, metavar="N", default=0, help="processors that steps may use (all)")
+    caching.add(parser)
     options.add_progress(parser)
     options.add_format(parser)
 
@@ -52,6 +53,7 @@ def _build(
     args: argparse.Namespace, host: Host, names: list[Reference], sink: Console
 ) -> tuple[oci.Descriptor, list[str], tuple[str, ...]]:
     """The image (or the stage's root file system), the names it got, and the steps that ran."""
+    caches = caching.locations(args)
     project = options.project_of(args, host)
     store = host.store(sink)
     secrets = read_secrets(args.secret, host.environ, host.cwd)
@@ -60,12 +62,14 @@ def _build(
         made = options.planned(args, project, found)
         for place, text in made.warnings:
             sink(Note(f"{place}: {text}", warning=True))
-        executor = host.executor(store, sink, offline=args.offline, secrets=secrets)
-        built = executor.run(made.graph, made.places, again=args.no_cache)
-        root = built.result.root
-        tags = [str(name) for name in names] or ([] if args.target else [project.default_name])
-        for tag in tags:
-            store.tag(tag, root)
+        with caching.sharing(host, store, caches, made.graph.keys.values(), sink) as importer:
+            lookup = importer.lookup if importer else None
+            executor = host.executor(store, sink, offline=args.offline, secrets=secrets, lookup=lookup)
+            built = executor.run(made.graph, made.places, again=args.no_cache)
+            root = built.result.root
+            tags = [str(name) for name in names] or ([] if args.target else [project.default_name])
+            for tag in tags:
+                store.tag(tag, root)
     sink(Note(f"{len(built.ran)} of {len(made.graph.steps)} steps ran"))
     return root, tags, built.ran
 

@@ -15,7 +15,7 @@ from uklimg.download import measure
 from uklimg.engine.buildah import BuildahEngine
 from uklimg.errors import ExitCode, ToolError
 from uklimg.events import Sink
-from uklimg.execute import Executor, Fetch
+from uklimg.execute import Executor, Fetch, Lookup
 from uklimg.fetch import DEBIAN, Fetcher, Mirrors
 from uklimg.graph import Blob
 from uklimg.hostfunctions import host_functions
@@ -58,11 +58,17 @@ class Host:
         return find_mirror(self.environ, self.settings.config)
 
     def executor(
-        self, store: Store, sink: Sink, *, offline: bool, secrets: Mapping[str, bytes] | None = None
+        self,
+        store: Store,
+        sink: Sink,
+        *,
+        offline: bool,
+        secrets: Mapping[str, bytes] | None = None,
+        lookup: Lookup | None = None,
     ) -> Executor:
         engine = BuildahEngine(store.root / "engine", self.environ)
         fetch = self.fetch(store, sink, offline=offline)
-        return Executor(store, engine, fetch, host_functions(self.env), sink, secrets=secrets)
+        return Executor(store, engine, fetch, host_functions(self.env), sink, secrets=secrets, lookup=lookup)
 
     def fetch(self, store: Store, sink: Sink, *, offline: bool) -> Fetch:
         """Blobs from the store, or from where they are; the mirror is looked for only when one must be asked."""

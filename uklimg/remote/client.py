@@ -27,6 +27,7 @@ from uklimg.oci import (
 )
 from uklimg.ref import Reference
 from uklimg.remote.auth import ca_file, default_credentials
+from uklimg.remote.failures import Retry
 from uklimg.remote.transport import Transport
 
 _MAX_NESTING = 3  # an index in an index is allowed, and rare
@@ -63,10 +64,10 @@ class BlobStore(Protocol):
     def tag(self, name: str, descriptor: Descriptor) -> None: ...
 
 
-def connect(ref: Reference, environ: Mapping[str, str], uid: int) -> Transport:
+def connect(ref: Reference, environ: Mapping[str, str], uid: int, retry: Retry | None = None) -> Transport:
     """To the registry of ``ref`` as Podman and Docker would: their credentials, their certificates."""
     ref = ref.on_registry()
-    return Transport(ref, default_credentials(environ, uid), ca_file=ca_file(ref.host))
+    return Transport(ref, default_credentials(environ, uid), retry=retry, ca_file=ca_file(ref.host))
 
 
 def pull(
@@ -229,11 +230,11 @@ class _Pusher:
         self._sink(TransferStarted(name, "push", _title(blob), blob.size))
         there = self._transport.has_blob(blob.digest)
         if not there:
-            self._transport.upload(blob, lambda: _Upload(self._store, blob, self._sink))
+            self._transport.upload(blob, lambda: Upload(self._store, blob, self._sink))
         self._sink(TransferFinished(name, skipped=there))
 
 
-class _Upload:
+class Upload:
     """A blob of the store as the body of a request, checked on the way: what is damaged is never sent whole."""
 
     def __init__(self, store: BlobStore, blob: Descriptor, sink: Sink) -> None:

@@ -325,6 +325,13 @@ class Transport(oras.provider.Registry):  # type: ignore[misc]  # oras has no ty
         url = f"{self.prefix}://{self.container.manifest_url(str(digest))}"
         return bool(self.do_request(url, "HEAD", headers={"Accept": _ACCEPT}).status_code == 200)
 
+    def has_tag(self, tag: str) -> bool:
+        url = f"{self.prefix}://{self.container.manifest_url(tag)}"
+        response = self.do_request(url, "HEAD", headers={"Accept": _ACCEPT})
+        if response.status_code not in (200, 404):
+            raise of_response(response, f"{self.ref.name}:{tag}")
+        return bool(response.status_code == 200)
+
     def upload(self, blob: Descriptor, body: Body) -> None:
         """Send a blob in one streamed PUT; a failure begins a new upload."""
         self.retry.call(lambda: self._upload_once(blob, body))

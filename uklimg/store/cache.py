@@ -6,7 +6,7 @@ A record is written after the blobs that it names, so a record that can be read 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +17,8 @@ from uklimg.graph import Kind
 from uklimg.store.layout import Layout, reported
 
 VERSION = 1
+_PLATFORM = oci.Platform("linux", "amd64")
+_KEY = "org.uklimg.key"
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,14 @@ class Record:
         return tuple(found)
 
 
+def manifest_of(key: Digest, layers: Sequence[oci.Descriptor]) -> tuple[bytes, bytes]:
+    """The config and the manifest of the TREE or ROOTFS ``key`` with ``layers``, which settle them to the byte."""
+    # The layers are not compressed, so their digests are their diff IDs.
+    config = oci.ImageConfig(_PLATFORM, tuple(layer.digest for layer in layers)).encode()
+    manifest = oci.Manifest(oci.Descriptor.of(oci.CONFIG, config), tuple(layers), {_KEY: str(key)})
+    return config, manifest.encode()
+
+
 class Cache:
     """The records below ``layout.root / "cache"``."""
 
@@ -74,13 +84,13 @@ class Cache:
         """The record of ``key``; None when there is none or it cannot be read."""
         path = self._path(key)
         try:
-            record = _decode(path.read_bytes(), path.stat().st_mtime)
+            record = decode_record(path.read_bytes(), path.stat().st_mtime)
         except (FileNotFoundError, CorruptError, ValueError, KeyError, TypeError):
             return None
         return record if record.key == key else None
 
     def write(self, record: Record) -> None:
-        self._layout.replace(self._path(record.key), _encode(record))
+        self._layout.replace(self._path(record.key), encode_record(record))
 
     def touch(self, key: Digest) -> None:
         """Note that ``key`` was used now."""
@@ -103,7 +113,8 @@ class Cache:
                 yield record
 
 
-def _encode(record: Record) -> bytes:
+def encode_record(record: Record) -> bytes:
+    """As a file: all but when it was used."""
     result = record.result
     return canonical_json(
         {
@@ -118,8 +129,8 @@ def _encode(record: Record) -> bytes:
     )
 
 
-def _decode(data: bytes, last_used: float) -> Record:
-    """Raises CorruptError, ValueError, KeyError or TypeError for anything that ``_encode`` did not write."""
+def decode_record(data: bytes, last_used: float = 0) -> Record:
+    """Raises CorruptError, ValueError, KeyError or TypeError for anything that ``encode_record`` did not write."""
     top = oci.parse_json(data, "cache record", 64 << 20)
     if top["version"] != VERSION:
         raise ValueError("a record of another version")

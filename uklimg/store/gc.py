@@ -138,7 +138,7 @@ def _sweep_small(layout: Layout, kept: Iterable[Record]) -> None:
             path.unlink()
     for path in layout.locks.iterdir():
         # Nobody waits for these: whoever uses them holds a session.
-        if path.suffix in (".key", ".tree"):
+        if path.suffix in (".key", ".tree", ".import"):
             path.unlink()
 
 

@@ -24,6 +24,8 @@ from uklimg import locks, oci
 from uklimg.digest import CHUNK, Digest
 from uklimg.errors import CorruptError, InternalError, ToolError
 
+SWEEPING = "sweep.lock"
+"""Held by ``prune`` from looking at a blob's age to removing it, and shared by who makes a blob new."""
 LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'
 # Larger blobs are hashed once a process, and again only when the file changed.
 _ALWAYS_HASHED = 1 << 20
@@ -125,7 +127,8 @@ class Layout:
 
     def adopt(self, temporary: Path, digest: Digest) -> None:
         """Move a file, hashed and fsynced by the caller, to its place."""
-        temporary.rename(self.blob_path(digest))
+        with locks.locked(self.locks / SWEEPING, shared=True):
+            temporary.rename(self.blob_path(digest))
         fsync_folder(self._blobs)
         with self._guard:
             self._verified.pop(digest, None)
@@ -171,6 +174,18 @@ class Layout:
         except FileNotFoundError:
             return False
         return size in (0, found.st_size)
+
+    def keep_blob(self, digest: Digest, size: int) -> bool:
+        """``has``, for somebody who relies on it without a record or tag yet: from now on the blob counts as new, and
+        ``prune`` leaves new ones alone as long as a build runs."""
+        with locks.locked(self.locks / SWEEPING, shared=True):
+            if not self.has(digest, size):
+                return False
+            try:
+                os.utime(self.blob_path(digest))
+            except OSError:
+                return False
+        return True
 
     def verified_path(self, digest: Digest) -> Path:
         """The blob's file after hashing it (large ones once a process).

@@ -22,12 +22,10 @@ from uklimg.errors import CorruptError, InternalError
 from uklimg.events import Note, Sink, discard
 from uklimg.graph import Kind
 from uklimg.store import gc, trees
-from uklimg.store.cache import Cache, Record, StepResult
+from uklimg.store.cache import Cache, Record, StepResult, manifest_of
 from uklimg.store.layout import Layout, reported
 
 Fields = Mapping[str, JSON]
-_PLATFORM = oci.Platform("linux", "amd64")
-_KEY = "org.uklimg.key"
 
 
 class Store(Layout):
@@ -61,6 +59,12 @@ class Store(Layout):
     def key_lock(self, key: Digest) -> Iterator[None]:
         """Held while a step is made. Who had to wait for it looks the key up again."""
         with locks.locked(self.locks / f"{key.hex}.key"):
+            yield
+
+    @contextmanager
+    def import_lock(self, key: Digest) -> Iterator[None]:
+        """Held while a result is fetched from elsewhere. Whoever holds it does not ask for ``key_lock``."""
+        with locks.locked(self.locks / f"{key.hex}.import"):
             yield
 
     # Results
@@ -144,16 +148,19 @@ class Store(Layout):
     def _commit(
         self, key: Digest, kind: Kind, layers: Sequence[oci.Descriptor], fields: Fields, step: str
     ) -> StepResult:
-        # The layers are not compressed, so their digests are their diff IDs.
-        config = oci.ImageConfig(_PLATFORM, tuple(layer.digest for layer in layers))
-        config_blob = self.put_bytes(config.encode(), oci.CONFIG)
-        manifest = oci.Manifest(config_blob, tuple(layers), {_KEY: str(key)})
-        root = self.put_bytes(manifest.encode(), oci.MANIFEST)
+        config, manifest = manifest_of(key, layers)
+        self.put_bytes(config, oci.CONFIG)
+        root = self.put_bytes(manifest, oci.MANIFEST)
         return self._record(StepResult(key, kind, root, tuple(layers)), fields, step)
 
     def _record(self, result: StepResult, fields: Fields, step: str) -> StepResult:
         self._cache.write(Record(result, step, fields))
         return result
+
+    def adopt_result(self, record: Record) -> None:
+        """Take in a result that was made elsewhere and whose blobs are here. CorruptError when one is not."""
+        self.verify(record.result.root)
+        self._cache.write(record)
 
     # Trees
 
