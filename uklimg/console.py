@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import threading
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from types import TracebackType
 from typing import Any, Protocol, TextIO
@@ -16,10 +17,12 @@ from typing import Any, Protocol, TextIO
 from tqdm import tqdm
 
 from uklimg.events import (
+    BuildFinished,
     BuildPlanned,
     Event,
     Note,
     StepCached,
+    StepCancelled,
     StepFailed,
     StepFinished,
     StepOutput,
@@ -28,6 +31,7 @@ from uklimg.events import (
     TransferProgress,
     TransferStarted,
 )
+from uklimg.turns import Turns
 
 PROGRESS = ("auto", "plain", "json")
 
@@ -48,6 +52,14 @@ def size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     raise AssertionError("no unit is last")
+
+
+def duration(seconds: float) -> str:
+    """``4.2 s``, ``3 min 05 s``, ``1 h 02 min``."""
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
 
 
 class Console(Protocol):
@@ -98,16 +110,28 @@ class _Base:
 
 
 class PlainConsole(_Base):
-    """Lines, all of them, in order: for logs."""
+    """Lines, all of them, those of each step together: for logs."""
 
     def __init__(self, stream: TextIO) -> None:
         super().__init__(stream)
         self._transfers: dict[str, TransferStarted] = {}
+        self._turns = Turns(self.write)
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock, suppress(OSError, ValueError):
+            self._turns.close()
 
     def show(self, event: Event) -> None:
         match event:
-            case StepOutput(line=line):
-                self.write(f"   | {line}")
+            case StepStarted(step=step):
+                self._turns.start(step, *sentence(event))
+            case StepOutput(step=step, line=line):
+                self._turns.say(step, f"   | {line}")
+            case StepFinished(step=step) | StepFailed(step=step) | StepCancelled(step=step):
+                self._turns.end(step, sentence(event))
+            case BuildFinished():
+                self._turns.close()
+                self.write(*sentence(event))
             case TransferStarted():
                 self._transfers[event.id] = event
             case TransferProgress():
@@ -133,22 +157,32 @@ def sentence(event: Event) -> list[str]:
         case StepStarted(title=title):
             return [f"=> {title}"]
         case StepFinished(title=title, seconds=seconds):
-            return [f"   done in {seconds:.1f} s: {title}"]
+            return [f"   done in {duration(seconds)}: {title}"]
         case StepFailed(title=title, log=log):
             return [f"   FAILED {title}", f"   log: {log}"]
+        case StepCancelled(title=title):
+            return [f"   cancelled: {title}"]
+        case BuildFinished(failed=failed):
+            unfinished = "not finished: " if failed else ""
+            there = f", {event.cached} cached" if event.cached else ""
+            return [f"{unfinished}{event.ran} of {event.total} steps ran{there}, {duration(event.seconds)}"]
         case Note(text=text, warning=warning):
             return [f"warning: {text}" if warning else text]
         case _:
             return []
 
 
+def event_name(kind: type[Event]) -> str:
+    """``step-started`` of StepStarted."""
+    return re.sub(r"(?<!^)(?=[A-Z])", "-", kind.__name__).lower()
+
+
 class JsonConsole(_Base):
     """One object a line: ``{"event": "step-started", …}`` with the event's fields."""
 
     def show(self, event: Event) -> None:
-        name = re.sub(r"(?<!^)(?=[A-Z])", "-", type(event).__name__).lower()
         fields = {key: clean(value) if isinstance(value, str) else value for key, value in asdict(event).items()}
-        self._stream.write(json.dumps({"event": name, **fields}, ensure_ascii=False) + "\n")
+        self._stream.write(json.dumps({"event": event_name(type(event)), **fields}, ensure_ascii=False) + "\n")
         self._stream.flush()
 
 
@@ -159,21 +193,28 @@ class _Transfers:
     bar: Any
     active: dict[str, TransferStarted] = field(default_factory=dict)
 
+    def describe(self) -> None:
+        if self.active:
+            first = next(iter(self.active.values()))
+            more = f" +{len(self.active) - 1}" if len(self.active) > 1 else ""
+            self.bar.set_description_str(f"{first.verb} {clean(first.name)[:40]}{more}", refresh=False)
+        self.bar.refresh()
+
 
 class BarConsole(_Base):
-    """A bar for the steps with the latest line of what runs, and one for transfers; finished steps stay as lines."""
+    """A bar for the steps, with those that run and the latest line of them, and one for transfers with the rate and
+    what is left; finished steps stay as lines."""
 
     def __init__(self, stream: TextIO) -> None:
         super().__init__(stream)
         self._steps: Any = None
+        self._running: dict[str, str] = {}
         self._transfers: dict[str, _Transfers] = {}
         self._verbs: dict[str, str] = {}
 
     def __exit__(self, *_: object) -> None:
         with self._lock:
-            if self._steps is not None:
-                self._steps.close()
-                self._steps = None
+            self._end_steps()
             for transfers in self._transfers.values():
                 transfers.bar.close()
             self._transfers.clear()
@@ -196,8 +237,8 @@ class BarConsole(_Base):
             case TransferProgress(id=name, advanced=advanced):
                 if name in self._verbs:
                     self._transfers[self._verbs[name]].bar.update(advanced)
-            case TransferFinished(id=name):
-                self._finish(name)
+            case TransferFinished(id=name, skipped=skipped):
+                self._finish(name, skipped)
             case _:
                 self._step(event)
                 if not isinstance(event, StepStarted | BuildPlanned):
@@ -205,32 +246,51 @@ class BarConsole(_Base):
                         self.write(line)
 
     def _step(self, event: Event) -> None:
+        match event:
+            case BuildFinished():
+                self._end_steps()
+            case StepStarted(step=step, title=title):
+                self._running[step] = clean(title)
+            case StepFinished(step=step) | StepFailed(step=step) | StepCancelled(step=step):
+                self._running.pop(step, None)
         if self._steps is None:
             return
-        if isinstance(event, StepStarted):
-            self._steps.set_postfix_str("", refresh=False)
-            self._steps.set_description_str(clean(event.title)[:60])
-        elif isinstance(event, StepCached | StepFinished):
+        if isinstance(event, StepCached | StepFinished):
+            # A result that turned out to be damaged counts twice.
+            self._steps.total = max(self._steps.total, self._steps.n + 1)
             self._steps.update()
+        room = 60 // max(1, len(self._running))
+        self._steps.set_postfix_str("", refresh=False)
+        self._steps.set_description_str(" | ".join(title[:room] for title in self._running.values()))
+
+    def _end_steps(self) -> None:
+        if self._steps is not None:
+            self._steps.close()
+            self._steps = None
 
     def _start(self, event: TransferStarted) -> None:
         if event.verb not in self._transfers:
             bar = tqdm(
-                total=0, file=self._stream, unit="B", unit_scale=True, leave=False, dynamic_ncols=True, position=1
-            )
+                total=0, file=self._stream, unit="B", unit_scale=True, leave=False, dynamic_ncols=True, position=1,
+                bar_format="{desc} {bar:20} {n_fmt}/{total_fmt} {rate_fmt} {remaining} left",
+            )  # fmt: skip
             self._transfers[event.verb] = _Transfers(bar)
         transfers = self._transfers[event.verb]
         transfers.active[event.id] = event
         self._verbs[event.id] = event.verb
         transfers.bar.total += event.total
-        transfers.bar.set_description_str(f"{event.verb} {event.name}"[:40])
+        transfers.describe()
 
-    def _finish(self, name: str) -> None:
+    def _finish(self, name: str, skipped: bool) -> None:
         verb = self._verbs.pop(name, None)
         if verb is None:
             return
         transfers = self._transfers[verb]
-        transfers.active.pop(name, None)
-        if not transfers.active:
+        event = transfers.active.pop(name, None)
+        if event is not None and skipped:
+            transfers.bar.total -= event.total
+        if transfers.active:
+            transfers.describe()
+        else:
             transfers.bar.close()
             del self._transfers[verb]

@@ -54,6 +54,26 @@ class StepFailed:
 
 
 @dataclass(frozen=True)
+class StepCancelled:
+    """It was ended because another one failed, or because the build was interrupted."""
+
+    step: str
+    title: str
+
+
+@dataclass(frozen=True)
+class BuildFinished:
+    """The end of a build, whether or not it made what was wanted. Of ``total`` steps ``ran`` were made and ``cached``
+    were there."""
+
+    ran: int
+    cached: int
+    total: int
+    seconds: float
+    failed: bool = False
+
+
+@dataclass(frozen=True)
 class TransferStarted:
     """``id`` names the transfer in later events; ``total`` bytes, 0 when unknown; ``verb`` as in "fetch", "push"."""
 
@@ -90,6 +110,8 @@ Event: TypeAlias = (
     | StepOutput
     | StepFinished
     | StepFailed
+    | StepCancelled
+    | BuildFinished
     | TransferStarted
     | TransferProgress
     | TransferFinished

@@ -1,27 +1,30 @@
 """Walks a graph against the store: what the store has is taken, the rest is made and put there.
 
 A step is looked up by its key, with every byte of a result checked before it is used. What a step needs is only
-looked at when the step must run, so a build in which nothing changed touches the wanted result alone. Several builds
-may share the store: a step that two of them want is made once.
+looked at when the step must run, so a build in which nothing changed touches the wanted result alone. Steps that do
+not need one another run at once. Several builds may share the store: a step that two of them want is made once.
 """
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import Protocol
 
 from uklimg import context, runmounts
 from uklimg.digest import JSON, Digest
 from uklimg.engine.base import Engine, Job, Mount, Rootfs
 from uklimg.errors import ExitCode, InternalError, Location, UklimgError
 from uklimg.events import (
+    BuildFinished,
     BuildPlanned,
     Sink,
     StepCached,
+    StepCancelled,
     StepFailed,
     StepFinished,
     StepOutput,
@@ -34,8 +37,14 @@ from uklimg.oci import EPOCH
 from uklimg.recipes import image as image_recipe
 from uklimg.store import StepResult, Store
 from uklimg.toplayer import unpack_below
+from uklimg.walk import Task, Walk, missing
+from uklimg.workers import Workers
 
-Fetch: TypeAlias = Callable[[Blob], Path]
+
+class Fetch(Protocol):
+    """Brings a blob: the path of its verified bytes. Setting ``cancel`` ends that as KeyboardInterrupt."""
+
+    def __call__(self, blob: Blob, /, cancel: threading.Event | None = None) -> Path: ...
 
 
 class Lookup(Protocol):
@@ -56,34 +65,55 @@ class Built:
     ran: tuple[str, ...]
 
 
-def missing(graph: Graph, has: Callable[[Digest], bool]) -> frozenset[str]:
-    """The steps that a build must run when ``has`` says which keys have a result: those without one that the target
-    leads to through others without one."""
-    found: set[str] = set()
-    todo = [graph.target]
-    while todo:
-        step = graph.step(todo.pop())
-        if step.id not in found and not has(graph.keys[step.id]):
-            found.add(step.id)
-            todo.extend(step.needs())
-    return frozenset(found)
+@dataclass(frozen=True)
+class _Run:
+    """One call of ``Executor.run``: what is asked for, and so far the steps that were made, in order, and those whose
+    results were there."""
+
+    graph: Graph
+    places: Mapping[str, Location]
+    again: bool
+    ran: list[str]
+    cached: set[str]
+    cancel: threading.Event = field(default_factory=threading.Event)
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A step that must be made, with what it needs; ``cancel`` ends it."""
+
+    step: Step
+    key: Digest
+    fields: Mapping[str, JSON]
+    needed: Mapping[str, StepResult]
+    cancel: threading.Event
+
+
+@dataclass(frozen=True)
+class _Done:
+    """How a task ended; without ``result`` when there was none to be found."""
+
+    step: str
+    result: StepResult | None
+    made: bool = False
 
 
 @dataclass(frozen=True)
 class _Work:
-    """What one step works with: its inputs by target, folders for its output and for temporary files, its log."""
+    """What one step works with: its inputs by target, folders for its output and for temporary files, its log;
+    ``began`` is when the inputs were there."""
 
-    key: Digest
-    fields: Mapping[str, JSON]
+    call: _Call
     inputs: Mapping[str, Path]
     out: Path
     work: Path
     log: Path
+    began: float
 
 
 class Executor:
-    """``functions`` are those of host steps by name; ``sink`` hears what happens; ``secrets`` are RUN's. ``lookup``
-    is asked for results, in place of the store alone."""
+    """``functions`` are those of host steps by name; ``sink`` hears what happens, from several threads; ``secrets``
+    are RUN's. ``lookup`` is asked for results, in place of the store alone; ``at_once`` steps may run at once."""
 
     def __init__(
         self,
@@ -95,6 +125,8 @@ class Executor:
         clock: Callable[[], float] = time.monotonic,
         secrets: Mapping[str, bytes] | None = None,
         lookup: Lookup | None = None,
+        *,
+        at_once: int = 1,
     ) -> None:
         self._store = store
         self._lookup = lookup or store.lookup
@@ -104,79 +136,115 @@ class Executor:
         self._sink = sink
         self._clock = clock
         self._secrets = secrets or {}
+        self._at_once = at_once
+        self._guard = threading.Lock()
+        self._fetching: dict[Digest, threading.Lock] = {}
 
     def run(self, graph: Graph, places: Mapping[str, Location] | None = None, *, again: bool = False) -> Built:
         """Make the graph's target. ``again`` makes every step anew, whatever the store has (--no-cache).
 
-        Errors get the place of their step from ``places``. The caller holds a ``Store.session``. Whatever is raised,
-        KeyboardInterrupt included, leaves the results of finished steps in the store and nothing of the others.
+        Errors get the place of their step from ``places``. The first one ends the steps that run beside it and is
+        what is raised. The caller holds a ``Store.session``. Whatever is raised, KeyboardInterrupt included, leaves
+        the results of finished steps in the store and nothing of the others.
         """
 
         def has(key: Digest) -> bool:
             return not again and self._lookup(key, verify=False) is not None
 
+        began = self._clock()
         wanted = missing(graph, has)
-        self._sink(BuildPlanned(len(graph.steps), len(graph.steps) - len(wanted)))
-        results: dict[str, StepResult] = {}
-        ran: list[str] = []
-
-        def ready(step: Step) -> StepResult:
-            """The step's result, made with all it needs unless the store has it."""
-            if step.id not in results:
-                found = None if again else self._lookup(graph.keys[step.id])
-                if found is None:
-                    needed = {name: ready(graph.step(name)) for name in step.needs()}
-                    found = self._make_once(graph, step, needed, places or {}, again, ran)
-                results[step.id] = found
-            return results[step.id]
-
+        run = _Run(graph, places or {}, again, [], {step.id for step in graph.steps if step.id not in wanted})
+        self._sink(BuildPlanned(len(graph.steps), len(run.cached)))
         for step in graph.steps:
-            if step.id in wanted:
-                ready(step)
-            else:
+            if step.id in run.cached:
                 self._sink(StepCached(step.id, step.title, str(graph.keys[step.id])))
-        return Built(ready(graph.step(graph.target)), tuple(ran))
+        failed = True
+        try:
+            result = self._walk(run, wanted)
+            failed = False
+        finally:
+            seconds = self._clock() - began
+            self._sink(BuildFinished(len(run.ran), len(run.cached), len(graph.steps), seconds, failed))
+        return Built(result, tuple(run.ran))
 
-    def _make_once(
-        self,
-        graph: Graph,
-        step: Step,
-        needed: Mapping[str, StepResult],
-        places: Mapping[str, Location],
-        again: bool,
-        ran: list[str],
-    ) -> StepResult:
-        key = graph.keys[step.id]
-        with self._store.key_lock(key):
-            # Another build may have made it while we waited.
-            found = None if again else self._lookup(key)
+    def _walk(self, run: _Run, wanted: frozenset[str]) -> StepResult:
+        """Look and make, in as many threads as may be."""
+        graph = run.graph
+        if graph.target not in wanted:
+            found = self._lookup(graph.keys[graph.target])
             if found is not None:
-                self._sink(StepCached(step.id, step.title, str(key)))
                 return found
-            try:
-                result = self._make(step, key, step.key_fields(graph.keys), needed)
-            except UklimgError as error:
-                error.location = error.location or places.get(step.id)
-                raise
-        ran.append(step.id)
-        return result
+            wanted = wanted | {graph.target}
+        walk = Walk[StepResult](graph, wanted)
+        with Workers[_Done](self._at_once, run.cancel) as workers:
+            while True:
+                while workers.free and (task := walk.next()):
+                    workers.start(self._job(run, task, walk))
+                if not workers.busy:
+                    return walk.result(graph.target)
+                self._note(run, walk, workers.wait())
 
-    def _make(
-        self, step: Step, key: Digest, fields: Mapping[str, JSON], needed: Mapping[str, StepResult]
-    ) -> StepResult:
-        log = self._store.log_path(key, step.id)
-        self._sink(StepStarted(step.id, step.title, str(key)))
+    def _note(self, run: _Run, walk: Walk[StepResult], done: _Done) -> None:
+        if done.result is None:
+            run.cached.discard(done.step)
+            walk.lost(done.step)
+            return
+        walk.done(done.step, done.result)
+        if done.made:
+            run.cached.discard(done.step)
+            run.ran.append(done.step)
+        else:
+            run.cached.add(done.step)
+        for twin in walk.twins(done.step):
+            run.cached.add(twin)
+            self._sink(StepCached(twin, run.graph.step(twin).title, str(run.graph.keys[twin])))
+
+    def _job(self, run: _Run, task: Task, walk: Walk[StepResult]) -> Callable[[], _Done]:
+        """The task as a function for another thread."""
+        step, key = run.graph.step(task.step), run.graph.keys[task.step]
+        if not task.make:
+            return lambda: _Done(step.id, self._lookup(key))
+        needed = {name: walk.result(name) for name in step.needs()}
+        call = _Call(step, key, step.key_fields(run.graph.keys), needed, run.cancel)
+
+        def make() -> _Done:
+            try:
+                return self._make_once(call, run.again)
+            except UklimgError as error:
+                error.location = error.location or run.places.get(step.id)
+                raise
+
+        return make
+
+    def _make_once(self, call: _Call, again: bool) -> _Done:
+        step = call.step
+        with self._store.key_lock(call.key, call.cancel):
+            # Another build may have made it while we waited.
+            found = None if again else self._lookup(call.key)
+            if found is not None:
+                self._sink(StepCached(step.id, step.title, str(call.key)))
+                return _Done(step.id, found)
+            return _Done(step.id, self._make(call), made=True)
+
+    def _make(self, call: _Call) -> StepResult:
+        step = call.step
+        log = self._store.log_path(call.key, step.id)
+        self._sink(StepStarted(step.id, step.title, str(call.key)))
         began = self._clock()
         try:
             with self._store.scratch() as scratch:
-                out, work = scratch / "out", scratch / "work"
-                for folder in (out, work):
+                out, temporary = scratch / "out", scratch / "work"
+                for folder in (out, temporary):
                     folder.mkdir()
-                inputs = self._inputs(step, needed, scratch)
+                inputs = self._inputs(call, scratch)
+                work = _Work(call, inputs, out, temporary, log, self._clock())
                 if isinstance(step.action, Container):
-                    result = self._container(step, step.action, _Work(key, fields, inputs, out, work, log), needed)
+                    result = self._container(step.action, work)
                 else:
-                    result = self._host(step, step.action, _Work(key, fields, inputs, out, work, log))
+                    result = self._host(step.action, work)
+        except KeyboardInterrupt:
+            self._sink(StepCancelled(step.id, step.title))
+            raise
         except UklimgError as error:
             if error.exit_code == ExitCode.STEP:
                 self._sink(StepFailed(step.id, step.title, str(log)))
@@ -186,11 +254,13 @@ class Executor:
         self._sink(StepFinished(step.id, step.title, self._clock() - began))
         return result
 
-    def _container(self, step: Step, action: Container, work: _Work, needed: Mapping[str, StepResult]) -> StepResult:
-        base = needed[action.rootfs]
+    def _container(self, action: Container, work: _Work) -> StepResult:
+        step, base = work.call.step, work.call.needed[action.rootfs]
         caches = self._store.root / "mounts"
         mounts = [Mount(path, target) for target, path in sorted(work.inputs.items()) if target.startswith("/")]
-        with runmounts.prepared(action.mounts, work.inputs, work.work, caches, self._secrets) as more:
+        with runmounts.prepared(
+            action.mounts, work.inputs, work.work, caches, self._secrets, work.call.cancel
+        ) as more:
             job = Job(
                 name=step.title,
                 rootfs=Rootfs(*self._store.rootfs_layout(base)),
@@ -204,14 +274,18 @@ class Executor:
                 network=action.network,
                 user=action.user,
             )
-            done = self._engine.run(job, lambda line: self._sink(StepOutput(step.id, line)))
+            done = self._engine.run(job, lambda line: self._sink(StepOutput(step.id, line)), work.call.cancel)
+        key, fields, seconds = work.call.key, work.call.fields, self._clock() - work.began
         if step.kind is Kind.TREE:
-            return self._store.commit_tree(work.key, work.out, work.fields, step=step.id)
+            return self._store.commit_tree(key, work.out, fields, step=step.id, seconds=seconds)
         if done.layer is None:
             raise InternalError(f"the engine left no layer of {step.id}")
-        return self._store.commit_rootfs(work.key, done.layer, work.fields, base=base, drop=done.drop, step=step.id)
+        return self._store.commit_rootfs(
+            key, done.layer, fields, base=base, drop=done.drop, step=step.id, seconds=seconds
+        )
 
-    def _host(self, step: Step, action: Host, work: _Work) -> StepResult:
+    def _host(self, action: Host, work: _Work) -> StepResult:
+        step = work.call.step
         function = self._functions.get(action.function)
         if function is None:
             raise InternalError(f"no host function {action.function!r}")
@@ -221,36 +295,45 @@ class Executor:
                 file.write(f"{line}\n")
                 self._sink(StepOutput(step.id, line))
 
-            function(HostJob(action.params, work.inputs, work.out, work.work, on_line))
+            function(HostJob(action.params, work.inputs, work.out, work.work, on_line, work.call.cancel))
+        key, fields, seconds = work.call.key, work.call.fields, self._clock() - work.began
         if step.kind is Kind.ROOTFS:
-            return self._store.commit_rootfs(work.key, work.out / ROOTFS_TAR, work.fields, step=step.id)
+            return self._store.commit_rootfs(key, work.out / ROOTFS_TAR, fields, step=step.id, seconds=seconds)
         if action.function == image_recipe.FUNCTION:
-            return self._store.commit_image(work.key, work.out, work.fields, step=step.id)
-        return self._store.commit_tree(work.key, work.out, work.fields, step=step.id)
+            return self._store.commit_image(key, work.out, fields, step=step.id, seconds=seconds)
+        return self._store.commit_tree(key, work.out, fields, step=step.id, seconds=seconds)
 
     # --- inputs
 
-    def _inputs(self, step: Step, needed: Mapping[str, StepResult], scratch: Path) -> Mapping[str, Path]:
+    def _inputs(self, call: _Call, scratch: Path) -> Mapping[str, Path]:
         """Every input as a file or folder of this machine, below ``scratch`` when it is not in the store as such."""
-        blobs = self._blobs([item for item in step.inputs.values() if isinstance(item, Blob)])
+        inputs = call.step.inputs
+        blobs = self._blobs([item for item in inputs.values() if isinstance(item, Blob)], call.cancel)
         paths: dict[str, Path] = {}
-        for number, (target, item) in enumerate(sorted(step.inputs.items())):
+        for number, (target, item) in enumerate(sorted(inputs.items())):
             if isinstance(item, Blob):
                 paths[target] = blobs[item.digest]
             else:
-                paths[target] = self._folder(item, needed, scratch / f"input-{number}")
+                paths[target] = self._folder(item, call.needed, scratch / f"input-{number}")
         return paths
 
-    def _blobs(self, blobs: Sequence[Blob]) -> Mapping[Digest, Path]:
+    def _blobs(self, blobs: Sequence[Blob], cancel: threading.Event) -> Mapping[Digest, Path]:
         if len(blobs) < _DOWNLOADS:
-            return {blob.digest: self._fetch(blob) for blob in blobs}
+            return {blob.digest: self._fetch_once(blob, cancel) for blob in blobs}
         pool = ThreadPoolExecutor(_DOWNLOADS)
         try:
-            futures = {blob.digest: pool.submit(self._fetch, blob) for blob in blobs}
+            futures = {blob.digest: pool.submit(self._fetch_once, blob, cancel) for blob in blobs}
             return {digest: future.result() for digest, future in futures.items()}
         finally:
-            # After an error or Ctrl-C those under way end; they are small, the large ones come alone.
+            # After an error those under way end; they are small, the large ones come alone.
             pool.shutdown(cancel_futures=True)
+
+    def _fetch_once(self, blob: Blob, cancel: threading.Event) -> Path:
+        """Two steps at once that want the same file download it once."""
+        with self._guard:
+            lock = self._fetching.setdefault(blob.digest, threading.Lock())
+        with lock:
+            return self._fetch(blob, cancel=cancel)
 
     def _folder(self, item: Inline | ContextTree | Output, needed: Mapping[str, StepResult], folder: Path) -> Path:
         if isinstance(item, Output):

@@ -6,6 +6,7 @@ over in a moment (no connection, 5xx, 429) is tried again after a pause.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -81,7 +82,8 @@ class _Gone(Exception):
 
 class Fetcher:
     """Brings blobs into ``blobs``. ``sleep`` waits some seconds (tests give their own); ``session`` is for callers
-    with settings of their own: by default proxies and CA files come from the environment, as requests has them."""
+    with settings of their own: by default proxies and CA files come from the environment, as requests has them.
+    Setting ``cancel`` from another thread ends a download, which leaves as KeyboardInterrupt."""
 
     def __init__(
         self,
@@ -90,13 +92,15 @@ class Fetcher:
         sink: Sink = discard,
         *,
         session: requests.Session | None = None,
-        sleep: Callable[[float], None] = time.sleep,
+        sleep: Callable[[float], object] | None = None,
+        cancel: threading.Event | None = None,
     ) -> None:
         self._mirrors = mirrors
         self._blobs = blobs
         self._sink = sink
         self._session = session or requests.Session()
-        self._sleep = sleep
+        self._sleep = sleep or (cancel.wait if cancel else time.sleep)
+        self._cancel = cancel
 
     def fetch(self, blob: Blob) -> Path:
         """The path of the blob's verified bytes, downloaded unless the store has them.
@@ -136,6 +140,7 @@ class Fetcher:
     def _try_url(self, blob: Blob, url: str) -> None:
         host = urlsplit(url).netloc.rpartition("@")[2]
         for attempt in range(TRIES):
+            self._go_on()
             last = attempt == TRIES - 1
             try:
                 self._once(blob, url)
@@ -162,6 +167,7 @@ class Fetcher:
             with self._get(url) as response, self._blobs.writer() as writer:
                 limit = blob.size or _MAX_UNKNOWN
                 for chunk in _chunks(response):
+                    self._go_on()
                     advanced += len(chunk)
                     if advanced > limit:
                         raise CorruptError(f"{blob.name} from {url} is larger than {limit} bytes")
@@ -172,6 +178,10 @@ class Fetcher:
             if advanced:  # the next attempt begins from nothing
                 self._sink(TransferProgress(str(blob.digest), -advanced))
             raise
+
+    def _go_on(self) -> None:
+        if self._cancel is not None and self._cancel.is_set():
+            raise KeyboardInterrupt
 
     def _finish(self, blob: Blob, url: str, writer: BlobWriter, size: int) -> None:
         if blob.size and size != blob.size:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from threading import Event
 from typing import TypeAlias
 
 from uklimg import proc
@@ -23,13 +25,17 @@ ROOTFS_TAR = "rootfs.tar"
 
 @dataclass(frozen=True)
 class HostJob:
-    """``inputs`` by name; ``out`` and ``work`` (for what is temporary) are empty folders on the store's disk."""
+    """``inputs`` by name; ``out`` and ``work`` (for what is temporary) are empty folders on the store's disk.
+
+    ``cancel`` is set when the step is to end early, which leaves as KeyboardInterrupt; what takes long looks at it.
+    """
 
     params: JSON
     inputs: Mapping[str, Path]
     out: Path
     work: Path
     on_line: Callable[[str], None]
+    cancel: Event = field(default_factory=Event)
 
 
 HostFunction: TypeAlias = Callable[[HostJob], None]
@@ -44,7 +50,7 @@ def host_functions(env: Mapping[str, str]) -> Mapping[str, HostFunction]:
             job.inputs.values(),
             job.out / ROOTFS_TAR,
             job.work,
-            run=proc.run,
+            run=partial(proc.run, cancel=job.cancel),
             env=env,
             epoch=EPOCH,
             on_line=job.on_line,

@@ -8,16 +8,25 @@ from __future__ import annotations
 
 import fcntl
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+_POLL = 0.1  # seconds between attempts of somebody who can be cancelled
+
 
 @contextmanager
-def locked(path: Path, *, shared: bool = False) -> Iterator[None]:
-    """Hold the lock ``path`` (made when missing), waiting for it."""
-    fd = _open(path, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
-    assert fd is not None
+def locked(path: Path, *, shared: bool = False, cancel: threading.Event | None = None) -> Iterator[None]:
+    """Hold the lock ``path`` (made when missing), waiting for it. Setting ``cancel`` from another thread ends the
+    waiting as KeyboardInterrupt."""
+    operation = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    fd = _open(path, operation | (fcntl.LOCK_NB if cancel else 0))
+    while fd is None:
+        assert cancel is not None
+        if cancel.wait(_POLL):
+            raise KeyboardInterrupt
+        fd = _open(path, operation | fcntl.LOCK_NB)
     try:
         yield
     finally:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from threading import Event
 
 from uklimg import locks
 from uklimg.digest import Digest
@@ -54,12 +55,14 @@ def prepared(
     work: Path,
     caches: Path,
     secrets: Mapping[str, bytes],
+    cancel: Event | None = None,
 ) -> Iterator[Prepared]:
-    """Make what a step's mounts show; caches are held until the end. ``work``: a folder that goes with the step."""
+    """Make what a step's mounts show; caches are held until the end. ``work``: a folder that goes with the step.
+    Setting ``cancel`` ends the waiting for a cache as KeyboardInterrupt."""
     mounts: list[Mount] = []
     variables: list[tuple[str, str]] = []
     with ExitStack() as held:
-        folders = _caches([mount for mount in wanted if mount.kind == "cache"], caches, held)
+        folders = _caches([mount for mount in wanted if mount.kind == "cache"], caches, held, cancel)
         for number, mount in enumerate(wanted):
             if mount.kind == "secret" and mount.id not in secrets:
                 continue  # as with Docker; one that is required was looked for when the build was planned
@@ -109,7 +112,7 @@ def inside(root: Path, path: str) -> Path:
     return root.joinpath(*done)
 
 
-def _caches(wanted: Sequence[RunMount], caches: Path, held: ExitStack) -> list[Path]:
+def _caches(wanted: Sequence[RunMount], caches: Path, held: ExitStack, cancel: Event | None) -> list[Path]:
     """The folders of the caches, in that order. All take the locks in one order, so that no
     two wait for each other."""
     if wanted:
@@ -118,7 +121,7 @@ def _caches(wanted: Sequence[RunMount], caches: Path, held: ExitStack) -> list[P
     found: dict[str, Path] = {}
     for name in sorted({mount.id for mount in wanted if mount.sharing != "private"}):
         path = _cache_path(caches, name, 0)
-        held.enter_context(locks.locked(_lock_of(path), shared=name not in alone))
+        held.enter_context(locks.locked(_lock_of(path), shared=name not in alone, cancel=cancel))
         found[name] = path
     result: list[Path] = []
     for mount in wanted:

@@ -86,7 +86,7 @@ class Project:
 
 
 def ran(result: Result) -> int:
-    found = re.search(r"^(\d+) of \d+ steps ran$", result.err, re.MULTILINE)
+    found = re.search(r"^(\d+) of \d+ steps ran\b", result.err, re.MULTILINE)
     assert found, result.err
     return int(found[1])
 

@@ -97,7 +97,7 @@ CHANGED = Step("app", "LINK", "app", 2, APP.action, APP.inputs)
 AFTER_A_CHANGE = Graph.of((BASE, STAGE, KIT, CHANGED, IMAGE), "image")
 
 
-def no_fetch(blob: Blob) -> Path:
+def no_fetch(blob: Blob, /, cancel: threading.Event | None = None) -> Path:
     raise AssertionError(f"nobody asked for {blob.name}")
 
 

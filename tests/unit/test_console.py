@@ -9,12 +9,14 @@ from collections.abc import Sequence
 
 import pytest
 
-from uklimg.console import BarConsole, JsonConsole, PlainConsole, clean, console, size
+from uklimg.console import BarConsole, JsonConsole, PlainConsole, clean, console, duration, size
 from uklimg.events import (
+    BuildFinished,
     BuildPlanned,
     Event,
     Note,
     StepCached,
+    StepCancelled,
     StepFailed,
     StepFinished,
     StepOutput,
@@ -39,6 +41,7 @@ BUILD: Sequence[Event] = (
     StepFinished("run", "RUN make", 2.04),
     Note("done"),
     Note("careful", warning=True),
+    BuildFinished(1, 1, 2, 64.4),
 )
 
 
@@ -69,7 +72,99 @@ def test_plain_lines() -> None:
         "   done in 2.0 s: RUN make\n"
         "done\n"
         "warning: careful\n"
+        "1 of 2 steps ran, 1 cached, 1 min 04 s\n"
     )
+
+
+def test_steps_at_once_do_not_mix() -> None:
+    assert plain(
+        StepStarted("a", "A", ""),
+        StepStarted("b", "B", ""),
+        StepOutput("b", "b1"),
+        StepStarted("c", "C", ""),
+        StepOutput("a", "a1"),
+        StepOutput("c", "c1"),
+        StepFinished("c", "C", 1),
+        StepOutput("b", "b2"),
+        StepOutput("a", "a2"),
+        StepFinished("a", "A", 2),
+        StepOutput("b", "b3"),
+        StepStarted("d", "D", ""),
+        StepFinished("b", "B", 3),
+        StepFinished("d", "D", 4),
+    ).splitlines() == [
+        *("=> A", "   | a1", "   | a2", "   done in 2.0 s: A"),
+        *("=> C", "   | c1", "   done in 1.0 s: C"),
+        *("=> B", "   | b1", "   | b2", "   | b3", "   done in 3.0 s: B"),
+        *("=> D", "   done in 4.0 s: D"),
+    ]
+
+
+def test_when_one_fails_the_others_are_shown_too() -> None:
+    assert plain(
+        StepStarted("a", "A", ""),
+        StepStarted("b", "B", ""),
+        StepOutput("b", "error"),
+        StepFailed("b", "B", "/log"),
+        StepCancelled("a", "A"),
+        BuildFinished(3, 0, 9, 1.25, failed=True),
+    ).splitlines() == [
+        *("=> A", "   cancelled: A", "=> B", "   | error", "   FAILED B", "   log: /log"),
+        "not finished: 3 of 9 steps ran, 1.2 s",
+    ]
+
+
+def test_what_is_held_back_is_shown_however_it_ends() -> None:
+    sent = (StepStarted("a", "A", ""), StepStarted("b", "B", ""), StepOutput("b", "said"))
+    assert plain(*sent).splitlines() == ["=> A", "=> B", "   | said"]
+
+
+def test_much_output_is_held_back_in_a_file() -> None:
+    lines = [f"line {number} \N{SNOWMAN}" for number in range(20_000)]
+    sent: list[Event] = [StepStarted("a", "A", ""), StepStarted("b", "B", "")]
+    sent += [StepOutput("b", line) for line in lines]
+    text = plain(*sent, StepFinished("b", "B", 1), StepFinished("a", "A", 1)).splitlines()
+    assert text == [
+        *("=> A", "   done in 1.0 s: A", "=> B"),
+        *(f"   | {line}" for line in lines),
+        "   done in 1.0 s: B",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0.0 s"),
+        (59.94, "59.9 s"),
+        (59.96, "1 min 00 s"),
+        (754, "12 min 34 s"),
+        (3599.7, "1 h 00 min"),
+        (7260, "2 h 01 min"),
+    ],
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_bars_name_all_that_runs_and_what_is_left_to_fetch() -> None:
+    stream = Terminal()
+    text = shown(
+        BarConsole(stream),
+        stream,
+        [
+            BuildPlanned(9, 0),
+            StepStarted("a", "kernel 6.12", ""),
+            StepStarted("b", "RUN make", ""),
+            TransferStarted("t", "fetch", "linux.tar", 2_000_000),
+            TransferStarted("u", "fetch", "b.deb", 2_000_000),
+            TransferProgress("t", 1_000_000),
+            TransferStarted("v", "fetch", "c.deb", 10_000_000),
+            TransferFinished("v", skipped=True),
+        ],
+    )
+    assert "kernel 6.12 | RUN make" in text
+    assert "fetch linux.tar +1" in text
+    assert "1.00M/4.00M" in text.rpartition("left")[0].rpartition("\r")[2]
 
 
 def test_a_failed_step_says_where_the_log_is() -> None:
@@ -92,8 +187,8 @@ def test_bars_end_with_lines_of_what_was_done() -> None:
     assert "done in 2.0 s: RUN make" in text
     assert "fetch a.deb" in text
     assert "2/2" in text
-    # The last thing is that the bar is taken away: nothing of it stays on the line.
-    assert text.rpartition("\r")[2].strip("\x1b[A \n") == ""
+    # In the end the bar is taken away: nothing of it stays on the line.
+    assert text.rpartition("\r")[2].strip("\x1b[A \n") == "1 of 2 steps ran, 1 cached, 1 min 04 s"
 
 
 @pytest.mark.parametrize(

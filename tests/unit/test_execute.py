@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 import tarfile
 import threading
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from io import BytesIO
 from pathlib import Path
+from types import FrameType
 
 import pytest
 
@@ -15,10 +17,11 @@ from uklimg import events
 from uklimg.digest import Digest
 from uklimg.engine.base import Job, JobResult, Line
 from uklimg.errors import CorruptError, ExitCode, InternalError, Location, ToolError
-from uklimg.execute import Executor, missing
+from uklimg.execute import Executor
 from uklimg.graph import Blob, Container, ContextTree, Graph, Host, Inline, InlineFile, Kind, Output, Step
 from uklimg.hostfunctions import ROOTFS_TAR, HostJob
 from uklimg.store import Store
+from uklimg.walk import missing
 
 pytestmark = pytest.mark.unit
 
@@ -42,9 +45,11 @@ class FakeEngine:
     behaviours: dict[str, Behaviour] = field(default_factory=dict)
     jobs: list[Job] = field(default_factory=list)
     name: str = "fake"
+    cancel: threading.Event = field(default_factory=threading.Event)
 
     def run(self, job: Job, on_line: Line, cancel: threading.Event | None = None) -> JobResult:
         self.jobs.append(job)
+        self.cancel = cancel or self.cancel
         job.log.write_text("said\n")
         on_line("said")
         word = job.argv[0]
@@ -71,14 +76,15 @@ class World:
     fetched: list[str] = field(default_factory=list)
     heard: list[events.Event] = field(default_factory=list)
 
-    def fetch(self, blob: Blob) -> Path:
+    def fetch(self, blob: Blob, /, cancel: threading.Event | None = None) -> Path:
         self.fetched.append(blob.name)
         self.store.put_bytes(self.blobs[blob.digest])
         return self.store.verified_path(blob.digest)
 
-    def executor(self) -> Executor:
+    def executor(self, at_once: int = 1) -> Executor:
         functions = {"bottom": bottom, "join": join}
-        return Executor(self.store, self.engine, self.fetch, functions, self.heard.append, clock=lambda: 1.0)
+        sink = self.heard.append
+        return Executor(self.store, self.engine, self.fetch, functions, sink, clock=lambda: 1.0, at_once=at_once)
 
     def blob(self, content: bytes, name: str = "blob") -> Blob:
         digest = Digest.of(content)
@@ -149,12 +155,18 @@ def test_no_cache_runs_everything_and_makes_the_same(world: World) -> None:
 def test_events_tell_what_is_cached_what_runs_and_what_it_says(world: World) -> None:
     world.executor().run(Graph.of([BASE, KIT], "kit"))
     assert world.heard[0] == events.BuildPlanned(2, 0)
+    assert world.heard[-1] == events.BuildFinished(2, 0, 2, 0.0)
     assert events.StepOutput("base", "making the base") in world.heard
     assert events.StepOutput("kit", "said") in world.heard
     assert world.ran() == ["base", "kit"]
     world.heard.clear()
     world.executor().run(Graph.of([BASE, KIT], "kit"))
-    assert [type(event) for event in world.heard] == [events.BuildPlanned, events.StepCached, events.StepCached]
+    assert [type(event) for event in world.heard] == [
+        events.BuildPlanned,
+        events.StepCached,
+        events.StepCached,
+        events.BuildFinished,
+    ]
 
 
 def test_a_container_gets_its_inputs_as_mounts_in_order_of_their_targets(world: World) -> None:
@@ -281,7 +293,7 @@ def test_a_corrupt_input_is_made_again_when_it_is_needed(world: World) -> None:
 
 
 def test_an_error_of_fetching_goes_through(world: World) -> None:
-    def fetch(blob: Blob) -> Path:
+    def fetch(blob: Blob, /, cancel: threading.Event | None = None) -> Path:
         raise CorruptError(f"checksum mismatch of {blob.name}")
 
     step = replace(KIT, inputs={"/in/a": world.blob(b"a", "a.deb")})
@@ -301,6 +313,165 @@ def test_an_output_that_is_not_there_is_our_bug(world: World) -> None:
     step = replace(APP, inputs={"/in": Output("kit", "other")})
     with pytest.raises(InternalError, match="has no other"):
         world.executor().run(Graph.of([BASE, STAGE, KIT, step], "app"))
+
+
+# --- steps at once
+
+
+def both(world: World, *names: str) -> None:
+    """Steps that end only when all of them run."""
+    met = threading.Barrier(len(names), timeout=30)
+
+    def meet(job: Job) -> None:
+        met.wait()
+        if job.kind is Kind.TREE:
+            (job.output / "made").write_text(job.argv[0])
+
+    world.engine.behaviours.update(dict.fromkeys(names, meet))
+
+
+def until_cancelled(world: World) -> Behaviour:
+    """A step that runs until it is cancelled."""
+
+    def wait(job: Job) -> None:
+        assert world.engine.cancel.wait(30)
+        raise KeyboardInterrupt
+
+    return wait
+
+
+def test_steps_that_do_not_need_one_another_run_at_once(world: World) -> None:
+    both(world, "stage", "kit")
+    assert set(world.executor(2).run(GRAPH).ran) == {"base", "stage", "kit", "app", "joined"}
+
+
+def test_no_more_steps_run_at_once_than_may(world: World) -> None:
+    running: list[str] = []
+    most = 0
+
+    def count(job: Job) -> None:
+        nonlocal most
+        running.append(job.argv[0])
+        most = max(most, len(running))
+        threading.Event().wait(0.02)
+        running.remove(job.argv[0])
+        (job.output / "made").write_text(job.argv[0])
+
+    names = [f"s{number}" for number in range(6)]
+    world.engine.behaviours.update(dict.fromkeys(names, count))
+    steps = [Step(name, name, name, 1, Container("base", (name,))) for name in names]
+    last = Step("joined", "join", "join", 1, Host("join"), {name: Output(name, "made") for name in names})
+    for allowed in (1, 3):
+        most = 0
+        world.executor(allowed).run(Graph.of([BASE, *steps, last], "joined"), again=True)
+        assert most <= allowed
+
+
+def test_the_first_failure_ends_the_others_and_is_what_is_told(world: World) -> None:
+    kit_runs = threading.Event()
+    wait = until_cancelled(world)
+
+    def runs(job: Job) -> None:
+        kit_runs.set()
+        wait(job)
+
+    def fail(job: Job) -> None:
+        assert kit_runs.wait(30)
+        raise ToolError("it failed", exit_code=ExitCode.STEP)
+
+    world.engine.behaviours.update(kit=runs, stage=fail)
+    with pytest.raises(ToolError, match="it failed") as caught:
+        world.executor(2).run(GRAPH, {"stage": Location("Uklfile", 2), "kit": Location("Uklfile", 9)})
+    assert caught.value.location == Location("Uklfile", 2)
+    assert events.StepCancelled("kit", "kit") in world.heard
+    failed = [event for event in world.heard if isinstance(event, events.StepFailed)]
+    assert [event.step for event in failed] == ["stage"]
+    assert world.heard[-1] == events.BuildFinished(1, 0, 5, 0.0, failed=True)
+    assert list(world.store.tmp.iterdir()) == []
+    assert world.store.lookup(GRAPH.keys["base"]) is not None, "what was finished stays"
+    assert world.store.lookup(GRAPH.keys["kit"]) is None
+    world.engine.behaviours.clear()
+    assert set(world.executor(2).run(GRAPH).ran) == {"stage", "kit", "app", "joined"}
+
+
+def test_an_interruption_of_the_waiting_thread_ends_all_steps(world: World) -> None:
+    both_run = threading.Barrier(3, timeout=30)
+    wait = until_cancelled(world)
+
+    def runs(job: Job) -> None:
+        both_run.wait()
+        wait(job)
+
+    def interrupt() -> None:
+        both_run.wait()
+        signal.pthread_kill(main, signal.SIGUSR1)
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    world.engine.behaviours.update(kit=runs, stage=runs)
+    # Tests run in the main thread, which is the only one that gets signals.
+    main = threading.get_ident()
+    before = signal.signal(signal.SIGUSR1, handle)
+    other = threading.Thread(target=interrupt)
+    other.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            world.executor(2).run(GRAPH)
+    finally:
+        other.join()
+        signal.signal(signal.SIGUSR1, before)
+    cancelled = [event.step for event in world.heard if isinstance(event, events.StepCancelled)]
+    assert sorted(cancelled) == ["kit", "stage"]
+    assert list(world.store.tmp.iterdir()) == []
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_two_branches_that_want_the_same_make_it_once(world: World, again: bool) -> None:
+    twin = replace(KIT, id="twin", title="the same again")
+    assert twin.key_fields(GRAPH.keys) == KIT.key_fields(GRAPH.keys)
+    last = Step("joined", "join", "join", 1, Host("join"), {"a": Output("kit", "made"), "b": Output("twin", "made")})
+    graph = Graph.of([BASE, KIT, twin, last], "joined")
+    built = world.executor(2).run(graph, again=again)
+    assert (world.store.tree(built.result) / "joined").read_text() == "a=kit;b=kit;"
+    assert len(world.engine.jobs) == 1
+    assert built.ran == ("base", "kit", "joined")
+    assert events.StepCached("twin", "the same again", str(graph.keys["twin"])) in world.heard
+
+
+def test_two_steps_at_once_download_a_file_once(world: World) -> None:
+    both(world, "stage", "kit")
+    blob = world.blob(b"large", "large.tar")
+    steps = [replace(step, inputs={"/in/large": blob}) for step in (STAGE, KIT)]
+
+    def fetch(wanted: Blob, /, cancel: threading.Event | None = None) -> Path:
+        if not world.store.has(wanted.digest):
+            world.fetch(wanted)
+        return world.store.verified_path(wanted.digest)
+
+    functions = {"bottom": bottom, "join": join}
+    Executor(world.store, world.engine, fetch, functions, at_once=2).run(
+        Graph.of([BASE, *steps, APP, IMAGE], "joined")
+    )
+    assert world.fetched == ["large.tar"]
+
+
+def test_who_waits_for_another_build_can_be_cancelled(world: World) -> None:
+    def fail(job: Job) -> None:
+        raise ToolError("it failed", exit_code=ExitCode.STEP)
+
+    world.engine.behaviours["stage"] = fail
+    with world.store.key_lock(GRAPH.keys["kit"]), pytest.raises(ToolError, match="it failed"):
+        world.executor(2).run(GRAPH)
+
+
+def test_how_long_a_step_took_is_noted(world: World) -> None:
+    ticks = iter(range(1000))
+    functions = {"bottom": bottom, "join": join}
+    Executor(world.store, world.engine, world.fetch, functions, clock=lambda: next(ticks) / 4).run(GRAPH)
+    record = world.store.record(GRAPH.keys["kit"])
+    assert record is not None
+    assert record.seconds == 0.25
 
 
 def test_only_what_leads_to_a_missing_target_is_missing() -> None:

@@ -31,8 +31,22 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "recipes",
         "plan",
         "guest",
+        "walk",
     ),
-    2: ("proc", "events", "locks", "data", "assets", "context", "mirror", "settings", "roottree", "copyfiles"),
+    2: (
+        "proc",
+        "events",
+        "locks",
+        "data",
+        "assets",
+        "context",
+        "mirror",
+        "settings",
+        "roottree",
+        "copyfiles",
+        "room",
+        "workers",
+    ),
     3: (
         "fetch",
         "engine",
@@ -49,7 +63,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "project",
     ),
     4: ("execute", "remote", "runner", "sharedcache"),
-    5: ("console", "cli", "__main__"),
+    5: ("console", "turns", "cli", "__main__"),
 }
 # Scripts that run inside containers: they know nothing of uklimg but their own folder.
 INSIDE = ("inside", "link", "toolchain")

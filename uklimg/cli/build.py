@@ -13,6 +13,7 @@ from uklimg.console import Console, console
 from uklimg.errors import InternalError, UserError
 from uklimg.events import Note
 from uklimg.ref import Reference
+from uklimg.room import memory_available, processors, steps_at_once
 
 NAME = "build"
 HELP = "build an image from a Uklfile"
@@ -23,7 +24,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-t", "--tag", metavar="REF", action="append", default=[], help="a name for the image")
     parser.add_argument("--no-cache", action="store_true", help="run every step, whatever the store has")
     parser.add_argument("--plan", action="store_true", help="say what would run, and run nothing")
-    parser.add_argument("--jobs", type=int, metavar="N", default=0, help="processors that steps may use (all)")
+    parser.add_argument(
+        "--jobs", type=int, metavar="N", default=0, help="processors that steps may use, and steps at once (all)"
+    )
     caching.add(parser)
     options.add_progress(parser)
     options.add_format(parser)
@@ -64,13 +67,14 @@ def _build(
             sink(Note(f"{place}: {text}", warning=True))
         with caching.sharing(host, store, caches, made.graph.keys.values(), sink) as importer:
             lookup = importer.lookup if importer else None
-            executor = host.executor(store, sink, offline=args.offline, secrets=secrets, lookup=lookup)
+            executor = host.executor(
+                store, sink, offline=args.offline, secrets=secrets, lookup=lookup, at_once=_at_once()
+            )
             built = executor.run(made.graph, made.places, again=args.no_cache)
             root = built.result.root
             tags = [str(name) for name in names] or ([] if args.target else [project.default_name])
             for tag in tags:
                 store.tag(tag, root)
-    sink(Note(f"{len(built.ran)} of {len(made.graph.steps)} steps ran"))
     return root, tags, built.ran
 
 
@@ -82,3 +86,7 @@ def _limit_processors(count: int) -> None:
     if not there:
         raise InternalError("no processor to run on")
     os.sched_setaffinity(0, there[:count])
+
+
+def _at_once() -> int:
+    return steps_at_once(processors(), memory_available())

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Event
 from typing import TextIO
 
 from uklimg import proc
@@ -65,15 +66,17 @@ class Host:
         offline: bool,
         secrets: Mapping[str, bytes] | None = None,
         lookup: Lookup | None = None,
+        at_once: int = 1,
     ) -> Executor:
         engine = BuildahEngine(store.root / "engine", self.environ)
         fetch = self.fetch(store, sink, offline=offline)
-        return Executor(store, engine, fetch, host_functions(self.env), sink, secrets=secrets, lookup=lookup)
+        functions = host_functions(self.env)
+        return Executor(store, engine, fetch, functions, sink, secrets=secrets, lookup=lookup, at_once=at_once)
 
     def fetch(self, store: Store, sink: Sink, *, offline: bool) -> Fetch:
         """Blobs from the store, or from where they are; the mirror is looked for only when one must be asked."""
 
-        def get(blob: Blob) -> Path:
+        def get(blob: Blob, /, cancel: Event | None = None) -> Path:
             if offline and not store.has(blob.digest, blob.size):
                 raise ToolError(
                     f"{blob.name} is not in the store, and --offline forbids fetching it",
@@ -82,7 +85,7 @@ class Host:
                 )
             wants_mirror = any(url.startswith(DEBIAN) for url in blob.urls) and not store.has(blob.digest, blob.size)
             mirrors = Mirrors((self.mirror(),)) if wants_mirror else Mirrors()
-            return Fetcher(mirrors, store, sink).fetch(blob)
+            return Fetcher(mirrors, store, sink, cancel=cancel).fetch(blob)
 
         return get
 

@@ -7,7 +7,7 @@ import argparse
 from uklimg.cli import options
 from uklimg.cli.host import Host
 from uklimg.console import console
-from uklimg.execute import missing
+from uklimg.walk import missing
 
 NAME = "plan"
 HELP = "show the steps of a build, and which would run"

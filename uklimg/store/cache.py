@@ -39,13 +39,15 @@ class StepResult:
 
 @dataclass(frozen=True)
 class Record:
-    """A result with what ``explain`` and ``prune`` want to know. ``fields`` is what the key hashes, by name;
-    ``last_used`` in seconds since 1970."""
+    """A result with what ``explain``, ``plan`` and ``prune`` want to know. ``fields`` is what the key hashes, by
+    name; ``last_used`` in seconds since 1970; ``seconds`` how long the step took without its downloads, None when
+    that was not noted."""
 
     result: StepResult
     step: str
     fields: Mapping[str, JSON] = field(hash=False)
     last_used: float = 0
+    seconds: float | None = None
 
     @property
     def key(self) -> Digest:
@@ -116,8 +118,11 @@ class Cache:
 def encode_record(record: Record) -> bytes:
     """As a file: all but when it was used."""
     result = record.result
+    # Older records have no time, and older versions of us read past it.
+    took = {} if record.seconds is None else {"milliseconds": round(record.seconds * 1000)}
     return canonical_json(
         {
+            **took,
             "version": VERSION,
             "key": str(result.key),
             "kind": result.kind.value,
@@ -141,7 +146,11 @@ def decode_record(data: bytes, last_used: float = 0) -> Record:
     fields = _json(top["fields"])
     if not isinstance(fields, Mapping):
         raise TypeError("fields")
-    return Record(result, str(top["step"]), fields, last_used)
+    return Record(result, str(top["step"]), fields, last_used, _seconds(top.get("milliseconds")))
+
+
+def _seconds(milliseconds: object) -> float | None:
+    return milliseconds / 1000 if type(milliseconds) is int and milliseconds >= 0 else None
 
 
 def _list(value: object) -> list[object]:

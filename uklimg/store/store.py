@@ -11,6 +11,7 @@ Builds hold ``session`` while they run, so that ``prune`` leaves alone what has 
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -56,9 +57,9 @@ class Store(Layout):
         return self.locks / "live.lock"
 
     @contextmanager
-    def key_lock(self, key: Digest) -> Iterator[None]:
-        """Held while a step is made. Who had to wait for it looks the key up again."""
-        with locks.locked(self.locks / f"{key.hex}.key"):
+    def key_lock(self, key: Digest, cancel: threading.Event | None = None) -> Iterator[None]:
+        """Held while a step is made. Who had to wait for it looks the key up again. ``cancel`` as for a lock."""
+        with locks.locked(self.locks / f"{key.hex}.key", cancel=cancel):
             yield
 
     @contextmanager
@@ -96,15 +97,18 @@ class Store(Layout):
     def records(self) -> Iterator[Record]:
         return self._cache.all()
 
-    def commit_tree(self, key: Digest, folder: Path, fields: Fields, *, step: str = "") -> StepResult:
+    def commit_tree(
+        self, key: Digest, folder: Path, fields: Fields, *, step: str = "", seconds: float | None = None
+    ) -> StepResult:
         """Store the contents of ``folder`` (on the store's file system: see ``scratch``) as the TREE of ``key``.
 
-        The folder is moved away. ToolError STEP when it holds a device, a pipe, or a link that leaves it.
+        ``fields``, ``step`` and ``seconds`` are for the record, here and below. The folder is moved away. ToolError
+        STEP when it holds a device, a pipe, or a link that leaves it.
         """
         with self.writer() as writer:
             trees.pack(folder, writer)
             layer = writer.commit(media_type=oci.LAYER)
-        result = self._commit(key, Kind.TREE, (layer,), fields, step)
+        result = self._commit(key, Kind.TREE, (layer,), fields, step, seconds)
         trees.settle(folder)
         self._install_tree(folder, layer.digest)
         return result
@@ -118,6 +122,7 @@ class Store(Layout):
         base: StepResult | None = None,
         drop: Collection[str] = (),
         step: str = "",
+        seconds: float | None = None,
     ) -> StepResult:
         """Store ``base`` plus the tar ``layer`` as the ROOTFS of ``key``.
 
@@ -132,9 +137,11 @@ class Store(Layout):
             with self.writer() as writer:
                 trees.canonical_layer(layer, writer, drop)
                 top = writer.commit(media_type=oci.LAYER)
-        return self._commit(key, Kind.ROOTFS, (*below, top), fields, step)
+        return self._commit(key, Kind.ROOTFS, (*below, top), fields, step, seconds)
 
-    def commit_image(self, key: Digest, layout: Path, fields: Fields, *, step: str = "") -> StepResult:
+    def commit_image(
+        self, key: Digest, layout: Path, fields: Fields, *, step: str = "", seconds: float | None = None
+    ) -> StepResult:
         """Store the image that is the only entry of the OCI layout ``layout`` as the result of ``key``."""
         entries = oci.parse_index((layout / "index.json").read_bytes(), "index.json of the image").manifests
         if len(entries) != 1:
@@ -143,18 +150,24 @@ class Store(Layout):
             self.put_file(blob)
         root = entries[0].bare()
         self.verify(root)
-        return self._record(StepResult(key, Kind.TREE, root), fields, step)
+        return self._record(StepResult(key, Kind.TREE, root), fields, step, seconds)
 
     def _commit(
-        self, key: Digest, kind: Kind, layers: Sequence[oci.Descriptor], fields: Fields, step: str
+        self,
+        key: Digest,
+        kind: Kind,
+        layers: Sequence[oci.Descriptor],
+        fields: Fields,
+        step: str,
+        seconds: float | None,
     ) -> StepResult:
         config, manifest = manifest_of(key, layers)
         self.put_bytes(config, oci.CONFIG)
         root = self.put_bytes(manifest, oci.MANIFEST)
-        return self._record(StepResult(key, kind, root, tuple(layers)), fields, step)
+        return self._record(StepResult(key, kind, root, tuple(layers)), fields, step, seconds)
 
-    def _record(self, result: StepResult, fields: Fields, step: str) -> StepResult:
-        self._cache.write(Record(result, step, fields))
+    def _record(self, result: StepResult, fields: Fields, step: str, seconds: float | None) -> StepResult:
+        self._cache.write(Record(result, step, fields, seconds=seconds))
         return result
 
     def adopt_result(self, record: Record) -> None:
