@@ -269,7 +269,7 @@ class Executor:
                 log=work.log,
                 kind=step.kind,
                 mounts=(*mounts, *more.mounts),
-                env=action.env,
+                env={**action.proxies, **action.env},
                 workdir=action.workdir,
                 network=action.network,
                 user=action.user,

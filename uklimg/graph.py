@@ -136,7 +136,7 @@ class Container:
     Inputs are mounted read-only at their targets, those whose target is no absolute path only where ``mounts`` wants
     them; a TREE step writes below ``/out`` (an empty folder). There is no network unless ``network``. Clock-dependent
     tools see SOURCE_DATE_EPOCH; ``env`` is complete: nothing of the caller's environment is added except what the
-    engine fixes for all steps.
+    engine fixes for all steps. ``proxies`` are variables, too, outside the key: where the network is found.
     """
 
     rootfs: str
@@ -146,6 +146,7 @@ class Container:
     network: bool = False
     user: str = "root"
     mounts: tuple[RunMount, ...] = ()
+    proxies: Mapping[str, str] = field(default_factory=dict)
 
     def key(self, keys: Mapping[str, Digest]) -> JSON:
         fields: dict[str, JSON] = {

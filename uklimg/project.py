@@ -18,8 +18,7 @@ from uklimg.lock import LOCK_NAME, Lock, format_lock, parse_lock
 from uklimg.plan import Options, Plan, Selected, literal, plan
 from uklimg.ref import Reference
 from uklimg.resolve import ResolvedSpec, Resolver, resolve
-from uklimg.spec import SeriesInfo, Spec, build_spec
-from uklimg.uklfile.parser import parse
+from uklimg.spec import SeriesInfo, Spec, read_spec
 
 TITLE = "org.opencontainers.image.title"
 
@@ -46,9 +45,11 @@ class Project:
 def open_project(uklfile: Path, context: Path, build_args: Mapping[str, str], data: Data, shown: str = "") -> Project:
     """Read everything. ``shown`` is the Uklfile's name in messages. UserErrors for whatever is wrong with it."""
     opened = open_context(context, uklfile)
-    tree = parse(read_text(uklfile), shown or str(uklfile))
+    text = read_text(uklfile)
     series = {name: SeriesInfo(name, data.kernel(name).definition.ukl) for name in data.kernels()}
-    spec = build_spec(tree, build_args=build_args, base_images=data.base_images(), series=series)
+    spec = read_spec(
+        text, shown or str(uklfile), build_args=build_args, base_images=data.base_images(), series=series
+    )
     lock_path = uklfile.with_name(LOCK_NAME)
     lock = parse_lock(read_text(lock_path), str(lock_path)) if lock_path.exists() else Lock()
     return Project(spec, opened, lock_path, lock)

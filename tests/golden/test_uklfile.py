@@ -1,6 +1,6 @@
-"""Uklfiles against what they mean (spec.json) or what is wrong with them (errors.txt), a folder each.
+"""Uklfiles against what they mean (spec.json, plan.txt, ast.json) or what is wrong with them (errors.txt).
 
-UPDATE_GOLDEN=1 writes the expected files anew; look at the difference before committing it.
+A folder each; README.md says what is in it. UPDATE_GOLDEN=1 writes the expected files anew.
 """
 
 from __future__ import annotations
@@ -8,14 +8,22 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from test_plan import ASSETS
+from test_plan import SERIES as KERNEL
+from test_resolve import Archive, Folders
 
 from uklimg.digest import Digest
 from uklimg.errors import Location, UserErrors
-from uklimg.spec import SeriesInfo, build_spec
-from uklimg.uklfile import ast
+from uklimg.graph import ContextTree
+from uklimg.lock import Lock
+from uklimg.plan import Selected, plan
+from uklimg.resolve import resolve
+from uklimg.spec import SeriesInfo, Spec, read_spec
 from uklimg.uklfile.parser import parse
 
 pytestmark = pytest.mark.golden
@@ -28,6 +36,7 @@ SERIES = {
     "6.6": SeriesInfo("6.6", ()),
 }
 BASES = ("debian-trixie", "debian-bookworm")
+EMPTY: tuple[object, ...] = ((), "", None, False, frozenset())
 
 
 def dump(value: object) -> object:
@@ -40,44 +49,76 @@ def dump(value: object) -> object:
         return value.decode()
     if isinstance(value, tuple):
         return [dump(item) for item in value]
+    if isinstance(value, frozenset):
+        return sorted(map(str, value))
     if dataclasses.is_dataclass(value):
         fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-        kept = {name: dump(item) for name, item in fields.items() if item not in ((), "", None, False)}
+        kept = {name: dump(item) for name, item in fields.items() if item not in EMPTY}
         return {"": type(value).__name__, **kept}
     return value
 
 
-def result(text: str) -> tuple[str, str]:
-    """The name of the expected file, and what it should hold."""
+def as_json(value: object) -> str:
+    return json.dumps(dump(value), indent=1, ensure_ascii=False) + "\n"
+
+
+def steps(spec: Spec) -> str:
+    """The plan as text: a step a line, and below it what it needs."""
+
+    def select(sources: Sequence[str], exclude: Sequence[str], place: Location) -> Selected:
+        return Selected(ContextTree(Digest.of_json([*sources]), "/context", tuple(sources)), tuple(sources))
+
     try:
-        tree = parse(text, "Uklfile")
-        spec = build_spec(tree, build_args={"GIVEN": "given"}, base_images=BASES, series=SERIES)
+        made = plan(resolve(spec, Lock(), Folders(series=KERNEL), Archive()), select, ASSETS)
     except UserErrors as error:
-        return "errors.txt", error.line() + "\n"
-    return "spec.json", json.dumps(dump(spec), indent=1, ensure_ascii=False) + "\n"
+        return error.line() + "\n"
+    lines = []
+    for step in sorted(made.graph.steps, key=lambda step: step.id):
+        needs = f"\n    needs {', '.join(step.needs())}" if step.needs() else ""
+        lines.append(f"{step.id}: {step.title}{needs}\n")
+    return "".join(lines) + "".join(f"warning {place}: {text}\n" for place, text in made.warnings)
+
+
+def result(text: str) -> tuple[str, str, Spec | None]:
+    """The name of the expected file, what it should hold, and the Spec."""
+    try:
+        spec = read_spec(text, "Uklfile", build_args={"GIVEN": "given"}, base_images=BASES, series=SERIES)
+    except UserErrors as error:
+        return "errors.txt", error.line() + "\n", None
+    return "spec.json", as_json(spec), spec
 
 
 def check(folder: Path, name: str, text: str) -> None:
     if os.environ.get("UPDATE_GOLDEN"):
-        for stale in ("spec.json", "errors.txt"):
-            (folder / stale).unlink(missing_ok=True)
-        (folder / name).write_text(text, newline="")
+        (folder / name).write_text(text, encoding="utf-8", newline="")
     assert (folder / name).is_file(), f"not {name} was expected, but this is: {text}"
-    assert text == (folder / name).read_text()
+    assert text == (folder / name).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_uklfile(case: str) -> None:
     folder = HERE / case
-    text = (folder / "Uklfile").read_text(encoding="utf-8") if case != "example" else EXAMPLE.read_text()
-    check(folder, *result(text))
-
-
-def test_tree_keeps_everything_as_written() -> None:
-    """The syntax tree of the largest case: places, flags, quotes, heredocs."""
-    tree: ast.Uklfile = parse((HERE / "everything" / "Uklfile").read_text(), "Uklfile")
-    text = json.dumps(dump(tree), indent=1, ensure_ascii=False) + "\n"
-    expected = HERE / "everything" / "ast.json"
+    path = folder / "Uklfile" if case != "example" else EXAMPLE
+    text = path.read_bytes().decode()
+    name, expected, spec = result(text)
     if os.environ.get("UPDATE_GOLDEN"):
-        expected.write_text(text)
-    assert text == expected.read_text()
+        for stale in {"spec.json", "errors.txt"} - {name}:
+            (folder / stale).unlink(missing_ok=True)
+    check(folder, name, expected)
+    if (folder / "plan.txt").exists():
+        assert spec is not None, f"only a sound Uklfile has a plan: {expected}"
+        check(folder, "plan.txt", steps(spec))
+    if (folder / "ast.json").exists():
+        check(folder, "ast.json", as_json(parse(text, "Uklfile")))
+
+
+def test_every_error_has_its_place_and_most_have_a_hint() -> None:
+    lines = [line for path in HERE.glob("*/errors.txt") for line in path.read_text(encoding="utf-8").splitlines()]
+    assert len(lines) > 150
+    assert not [line for line in lines if not re.match(r"Uklfile:[1-9][0-9]*:[1-9][0-9]*: \S", line)]
+    assert sum(line.endswith(")") for line in lines) > len(lines) * 0.7
+
+
+def test_the_catalogue_is_a_good_one() -> None:
+    assert len(CASES) >= 60
+    assert sum((HERE / case / "plan.txt").exists() for case in CASES) >= 8

@@ -78,7 +78,7 @@ def test_comments_blanks_and_byte_order_mark() -> None:
 def test_malformed_patterns_are_told_by_line() -> None:
     with pytest.raises(UserErrors) as caught:
         rules("a", "[", "!", "x[]", "b\\", "[a-", "[-a]")
-    assert [str(error.location) for error in caught.value.errors] == [f".uklignore:{line}" for line in range(2, 8)]
+    assert [str(error.location) for error in caught.value.errors] == [f".uklignore:{line}:1" for line in range(2, 8)]
 
 
 @RELAXED

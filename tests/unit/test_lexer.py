@@ -50,7 +50,7 @@ def test_continuation_keeps_white_space_and_skips_comments() -> None:
 def test_empty_line_in_a_continuation_is_skipped_with_a_warning() -> None:
     lexed = run("RUN a \\\n\n  b\n")
     assert [line.text for line in lexed.lines] == ["RUN a   b"]
-    assert [str(place) for place, _ in lexed.warnings] == ["f:2"]
+    assert [str(place) for place, _ in lexed.warnings] == ["f:2:1"]
 
 
 def test_escaped_backslash_at_the_end_does_not_continue() -> None:
@@ -87,7 +87,7 @@ def test_wrong_parser_directives() -> None:
         "f:1:1: invalid escape character 'x' (it is \\ or `)"
     ]
     assert [e.line() for e in run("# escape=`\n# escape=`\n").errors] == [
-        "f:2: the parser directive 'escape' is given twice"
+        "f:2:1: the parser directive 'escape' is given twice"
     ]
 
 

@@ -62,6 +62,7 @@ def run_step(
         network=run.network,
         user=run.user,
         mounts=tuple(mounts),
+        proxies=dict(run.proxies),
     )
     return _step(step_id, f"RUN {run.text}", "run", action, inputs)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from uklimg.errors import Location, UserError, UserErrors
@@ -50,7 +50,7 @@ from uklimg.spec.stages import build_stage
 from uklimg.spec.transfer import Names
 from uklimg.spec.values import quoted
 from uklimg.uklfile import ast
-from uklimg.uklfile.parser import did_you_mean
+from uklimg.uklfile.parser import did_you_mean, read
 
 __all__ = [
     "DEFAULT_MEMORY",
@@ -89,6 +89,7 @@ __all__ = [
     "StageRef",
     "UrlSource",
     "build_spec",
+    "read_spec",
 ]
 
 _STAGE_NAME = re.compile(r"[a-z][a-z0-9_.-]*", re.ASCII)
@@ -106,7 +107,34 @@ def build_spec(
     ``build_args`` are --build-arg's values, ``base_images`` the folders of base-images/, ``series`` the kernel
     series there are, by name.
     """
-    builder = _Builder(tree, Problems(), base_images, series)
+    return _build(tree, build_args, base_images, series, ())
+
+
+def read_spec(
+    text: str,
+    filename: str,
+    *,
+    build_args: Mapping[str, str],
+    base_images: Collection[str],
+    series: Mapping[str, SeriesInfo],
+) -> Spec:
+    """``parse`` and ``build_spec`` in one: UserErrors with what is wrong for either."""
+    parsed = read(text, filename)
+    if parsed.tree is None:
+        raise UserErrors(parsed.errors)
+    return _build(parsed.tree, build_args, base_images, series, parsed.errors, parsed.faulty)
+
+
+def _build(
+    tree: ast.Uklfile,
+    build_args: Mapping[str, str],
+    base_images: Collection[str],
+    series: Mapping[str, SeriesInfo],
+    errors: Sequence[UserError],
+    faulty: Collection[str] = (),
+) -> Spec:
+    """``errors`` are those of the lines that ``tree`` lacks, which began with ``faulty``."""
+    builder = _Builder(tree, Problems(list(errors), skip=tree.skip), base_images, series, faulty)
     builder.problems.warnings.update(dict.fromkeys(tree.warnings))
     for name, value in sorted(build_args.items()):
         if re.search("[\0\ud800-\udfff]", name + value):
@@ -122,6 +150,7 @@ class _Builder:
     problems: Problems
     base_images: Collection[str]
     series: Mapping[str, SeriesInfo]
+    faulty: Collection[str] = ()
     arguments: Arguments = field(init=False)
     stages: list[BuildStage] = field(default_factory=list)
     scopes: dict[str, Scope] = field(default_factory=dict)  # at the end of each stage, by its name
@@ -136,6 +165,9 @@ class _Builder:
             hint = did_you_mean(name, self.arguments.declared)
             text = f"the build argument {quoted(name)} is not used"
             self.problems.warn(Location(self.tree.filename), text + (f" ({hint})" if hint else ""))
+        if self.tree.strict:
+            for location, text in filter(lambda warning: warning[0].line, self.problems.warnings):
+                self.problems.add(text, location, "an error because of # check=error=true")
         if self.problems.errors or image is None:
             raise UserErrors(self.problems.errors)
         return Spec(self.tree.filename, tuple(self.stages), image, tuple(sorted(self.problems.warnings)))
@@ -199,7 +231,7 @@ class _Builder:
         with self.problems.collected():
             self.check_platform(node.origin)
             series = self.series_of(node.origin)
-        return image_stage(node, series, tuple(self.stages), Scope(self.arguments, self.problems), names)
+        return image_stage(node, series, tuple(self.stages), Scope(self.arguments, self.problems), names, self.faulty)
 
     def series_of(self, origin: ast.From) -> SeriesInfo:
         text, location = self.arguments.text(origin.base), origin.base.location

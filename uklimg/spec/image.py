@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 from uklimg.errors import Location, UserError
@@ -51,10 +51,20 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}", re.ASCII)
 
 
 def image_stage(
-    node: ast.Stage, series: SeriesInfo, stages: tuple[BuildStage, ...], scope: Scope, names: Names
+    node: ast.Stage,
+    series: SeriesInfo,
+    stages: tuple[BuildStage, ...],
+    scope: Scope,
+    names: Names,
+    faulty: Collection[str] = (),
 ) -> ImageStage | None:
-    """The image; None when an error (in ``scope.problems``) keeps it from being one."""
+    """The image; None when an error (in ``scope.problems``) keeps it from being one.
+
+    ``faulty`` are the keywords of lines that could not be read: a LINK among them is not missing.
+    """
     reader = _Reader(scope, names, series, stages)
+    if "LINK" in faulty:
+        reader.seen["LINK"] = node.origin.location
     for directive in node.directives:
         with scope.problems.collected():
             if RULES[directive.keyword].place is Place.BUILD:
@@ -163,7 +173,11 @@ class _Reader:
     def again(self, directive: ast.Directive) -> None:
         """As in a Dockerfile the last one counts; an earlier one deserves a remark."""
         if earlier := self.seen.get(directive.keyword):
-            self.scope.problems.warn(earlier, f"{directive.keyword} is replaced on line {directive.location.line}")
+            self.scope.problems.warn(
+                earlier,
+                f"{directive.keyword} is replaced on line {directive.location.line}",
+                "MultipleInstructionsDisallowed",
+            )
         self.seen[directive.keyword] = directive.location
 
     def read_text(self, directive: ast.Text) -> None:

@@ -89,6 +89,7 @@ class Run:
     """Run ``argv`` (the shell included) in ``workdir`` as ``user``, with ``env`` (ARGs included) and nothing else.
 
     ``files`` are to be found at HEREDOC_FOLDER/name meanwhile. ``text`` is the command as written, for titles.
+    ``proxies`` are further variables, which tell where the network is and change no result.
     """
 
     location: Location
@@ -100,6 +101,7 @@ class Run:
     network: bool = False
     mounts: tuple[Mount, ...] = ()
     files: tuple[HeredocFile, ...] = ()
+    proxies: Environment = ()
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from uklimg.errors import Location, UserError
 from uklimg.spec.model import DEFAULT_PATH, DEFAULT_SHELL, Environment
 from uklimg.spec.values import BadValueError, quoted
 from uklimg.uklfile import ast
+from uklimg.uklfile.checks import UNDEFINED
 from uklimg.uklfile.parser import did_you_mean
 from uklimg.uklfile.substitute import Style, SubstitutionError, expand
 
@@ -26,6 +27,14 @@ _PLATFORM = {
     for name, value in (("PLATFORM", "linux/amd64"), ("OS", "linux"), ("ARCH", "amd64"), ("VARIANT", ""))
 }
 
+# Arguments that need no ARG, and that RUN's network sees without their being in any key (Dockerfile reference,
+# "Predefined ARGs").
+_PROXIES = tuple(
+    name
+    for lower in ("http_proxy", "https_proxy", "ftp_proxy", "no_proxy", "all_proxy")
+    for name in (lower, lower.upper())
+)
+
 
 @dataclass
 class Problems:
@@ -33,12 +42,14 @@ class Problems:
 
     errors: list[UserError] = field(default_factory=list)
     warnings: dict[tuple[Location, str], None] = field(default_factory=dict)  # a set that keeps its order
+    skip: frozenset[str] = frozenset()  # rules of uklfile.checks that nobody wants to hear about
 
     def add(self, message: str, location: Location, hint: str = "") -> None:
         self.errors.append(UserError(message, hint=hint, location=location))
 
-    def warn(self, location: Location, text: str) -> None:
-        self.warnings[location, text] = None
+    def warn(self, location: Location, text: str, rule: str = "") -> None:
+        if self.skip.isdisjoint((rule, "all")):
+            self.warnings[location, text] = None
 
     @contextmanager
     def collected(self) -> Iterator[None]:
@@ -87,7 +98,11 @@ class Arguments:
         return _expand(word, self.defaults, Style(escape=self.escape), self.problems).text
 
     def unused(self) -> tuple[str, ...]:
-        return tuple(sorted(set(self.given) - self.declared))
+        return tuple(sorted(set(self.given) - self.declared - set(_PROXIES)))
+
+    def proxies(self) -> Environment:
+        """The proxies given with --build-arg."""
+        return environment({name: self.given[name] for name in _PROXIES if name in self.given})
 
 
 @dataclass
@@ -199,7 +214,7 @@ def _expand(word: ast.Word, env: Mapping[str, str], style: Style, problems: Prob
         raise UserError(str(error), location=word.location) from error
     for name in expansion.unset:
         hint = did_you_mean(name, env)
-        problems.warn(word.location, f"${name} is not set" + (f" ({hint})" if hint else ""))
+        problems.warn(word.location, f"${name} is not set" + (f" ({hint})" if hint else ""), UNDEFINED)
     return _Expanded(expansion.text, expansion.words)
 
 

@@ -120,6 +120,7 @@ class _Reader:
             )
         if security := directive.flag("security"):
             raise UserError("RUN has no --security", hint="steps run unprivileged", location=security.location)
+        online = network is not None and network.value == "default"
         return Run(
             location=directive.location,
             argv=argv,
@@ -127,9 +128,10 @@ class _Reader:
             workdir=self.scope.workdir,
             user=self.scope.user,
             text=directive.command.text,
-            network=network is not None and network.value == "default",
+            network=online,
             mounts=mounts(directive, self.scope, self.names),
             files=files,
+            proxies=self.scope.arguments.proxies() if online else (),
         )
 
     def run_command(self, directive: ast.Command) -> tuple[tuple[str, ...], tuple[HeredocFile, ...]]:

@@ -67,6 +67,8 @@ class Names:
         stages = [name for name in self.stages if not name.isdecimal()]
         bases = sorted(name.replace("-", ":", 1) for name in self.base_images)
         hint = did_you_mean(text, [*stages, *bases])
+        if text == "scratch":
+            hint = f"a build stage needs a compiler; there is {', '.join(bases) or 'none'}"
         if not hint:
             stages_known = f"stages: {', '.join(stages)}; " if stages else ""
             known = f"{stages_known}base images: {', '.join(bases) or 'none'}"

@@ -56,7 +56,8 @@ def memory(text: str) -> int:
     value = size(text)
     if value < MINIMUM_MEMORY:
         number = text.strip().rstrip("bBiI")
-        hint = f"did you mean {number}M?" if number.isdecimal() else "16M is the least"
+        meant = number.isascii() and number.isdecimal() and int(number[:9]) << 20 >= MINIMUM_MEMORY
+        hint = f"did you mean {number}M?" if meant else "16M is the least"
         raise BadValueError(f"{value} bytes of memory are too few for a kernel", hint)
     if value > _MAXIMUM_MEMORY:
         raise BadValueError(f"{quoted(text)} is more memory than a machine can have", "as in 256M")
@@ -64,9 +65,10 @@ def memory(text: str) -> int:
 
 
 def cpus(text: str) -> int:
-    if not re.fullmatch(r"[0-9]{1,6}", text.strip(), re.ASCII) or not 1 <= int(text) <= MAXIMUM_CPUS:
+    number = text.strip()
+    if not re.fullmatch(r"[0-9]{1,6}", number, re.ASCII) or not 1 <= int(number) <= MAXIMUM_CPUS:
         raise BadValueError(f"{quoted(text)} is not a number of CPUs", f"1 to {MAXIMUM_CPUS}")
-    return int(text)
+    return int(number)
 
 
 def number(text: str, what: str, base: int = 10) -> int:

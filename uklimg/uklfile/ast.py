@@ -137,10 +137,15 @@ class Stage:
 
 @dataclass(frozen=True)
 class Uklfile:
-    """A whole file. ``arguments`` are the ARGs before the first FROM; ``warnings`` are places with a remark."""
+    """A whole file. ``arguments`` are the ARGs before the first FROM; ``warnings`` are places with a remark.
+
+    ``skip`` and ``strict`` are what ``# check=`` says: the remarks not to make, and whether all are errors.
+    """
 
     filename: str
     escape: str
     arguments: tuple[Pairs, ...]
     stages: tuple[Stage, ...]
     warnings: tuple[tuple[Location, str], ...] = ()
+    skip: frozenset[str] = frozenset()
+    strict: bool = False

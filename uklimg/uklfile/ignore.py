@@ -76,7 +76,8 @@ def parse_rules(text: str, filename: str) -> Rules:
         try:
             patterns.extend(compile_patterns([line]))
         except PatternError as error:
-            errors.append(UserError(str(error), location=Location(filename, number)))
+            column = len(line) - len(line.lstrip(SPACES)) + 1
+            errors.append(UserError(str(error), location=Location(filename, number, column)))
     if errors:
         raise UserErrors(errors)
     return Rules(tuple(patterns))

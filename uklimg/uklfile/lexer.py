@@ -106,12 +106,12 @@ class _Lexer:
         while self.more():
             raw = self.take().rstrip("\r")
             content = raw.lstrip(SPACES)
-            self.parser_directive(content)
+            self.parser_directive(content, len(raw) - len(content) + 1)
             if not content or content.startswith("#"):
                 continue
             self.logical_line(content, len(raw) - len(content) + 1)
 
-    def parser_directive(self, content: str) -> None:
+    def parser_directive(self, content: str, column: int) -> None:
         """Directives stand before everything else, blank lines and ordinary comments included."""
         if self.directives_done:
             return
@@ -120,16 +120,17 @@ class _Lexer:
         if match is None or name not in DIRECTIVES:
             self.directives_done = True
             return
+        place = self.place(column)
         if any(directive.name == name for directive in self.directives):
-            self.errors.append(UserError(f"the parser directive {name!r} is given twice", location=self.place()))
+            self.errors.append(UserError(f"the parser directive {name!r} is given twice", location=place))
             return
-        self.directives.append(ParserDirective(name, match[2], self.place(1)))
+        self.directives.append(ParserDirective(name, match[2], place))
         if name == "escape":
             if match[2] in ("\\", "`"):
                 self.escape = match[2]
             else:
                 message = f"invalid escape character {match[2]!r}"
-                self.errors.append(UserError(message, hint="it is \\ or `", location=self.place(1)))
+                self.errors.append(UserError(message, hint="it is \\ or `", location=place))
 
     def continued(self, line: str) -> tuple[str, bool]:
         """The line without a continuation character, and whether it had one.
@@ -152,7 +153,7 @@ class _Lexer:
             if stripped.startswith("#"):
                 continue
             if not stripped:
-                self.warnings.append((self.place(), "an empty line inside a continued line"))
+                self.warnings.append((self.place(1), "an empty line inside a continued line"))
                 continue
             text, goes_on = self.continued(raw)
             pieces.append((length, self.number, 1))

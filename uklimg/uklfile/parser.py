@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypedDict
 
 from uklimg.errors import Location, UserError, UserErrors
-from uklimg.uklfile import ast
+from uklimg.uklfile import ast, checks
 from uklimg.uklfile.directives import HEREDOC_KEYWORDS, NOT_HERE, RULES, FlagKind, Rule, Shape
 from uklimg.uklfile.lexer import Lexed, LogicalLine, ParserDirective, lex
 from uklimg.uklfile.words import (
@@ -25,11 +25,35 @@ from uklimg.uklfile.words import (
 SYNTAX = "uklfile/1"
 
 
+# After an error in one of these, checking what others mean would complain about things that are only its doing.
+_DECISIVE = frozenset({"FROM", "ARG", "ENV"})
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """``tree`` has the sound lines, and is None where those say nothing certain about the rest; ``faulty`` are the
+    keywords (or what they may have meant) of the others."""
+
+    tree: ast.Uklfile | None
+    errors: tuple[UserError, ...]
+    faulty: frozenset[str]
+
+
 def parse(text: str, filename: str) -> ast.Uklfile:
     """The tree of a Uklfile's ``text``; ``filename`` is what errors call it. Raises UserErrors and nothing else."""
-    lexed = lex(text, filename, HEREDOC_KEYWORDS)
-    parser = _Parser(lexed, filename)
-    return parser.run()
+    found = read(text, filename)
+    if found.errors or found.tree is None:
+        raise UserErrors(found.errors)
+    return found.tree
+
+
+def read(text: str, filename: str) -> Parsed:
+    """As ``parse``, with the errors beside what is sound. Raises nothing."""
+    parser = _Parser(lex(text, filename, HEREDOC_KEYWORDS), filename)
+    tree = parser.run()
+    faulty = frozenset(parser.faulty)
+    certain = not (parser.lexed.errors or faulty & _DECISIVE) and tree.stages
+    return Parsed(tree if certain else None, tuple(parser.errors), faulty)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
@@ -74,6 +98,8 @@ class _Line:
 class _Parser:
     lexed: Lexed
     filename: str
+    faulty: set[str] = field(default_factory=set)
+    options: checks.CheckOptions = field(default_factory=checks.CheckOptions)
     errors: list[UserError] = field(default_factory=list)
     arguments: list[ast.Pairs] = field(default_factory=list)
     stages: list[tuple[ast.From, list[ast.AnyDirective]]] = field(default_factory=list)
@@ -81,29 +107,36 @@ class _Parser:
     def run(self) -> ast.Uklfile:
         self.errors.extend(self.lexed.errors)
         for directive in self.lexed.directives:
-            self.check_syntax(directive)
+            self.check_directive(directive)
         seen_from = False
         for line in self.lexed.lines:
             seen_from = self.line(line, seen_from) or seen_from
         if not self.lexed.lines and not self.errors:
             message = "there are no directives in this file"
-            self.errors.append(UserError(message, hint="it starts with FROM", location=Location(self.filename, 1)))
+            self.errors.append(UserError(message, hint="it starts with FROM", location=Location(self.filename, 1, 1)))
         elif not seen_from and not self.errors:
             message = "there is no FROM in this file"
             self.errors.append(
-                UserError(message, hint="RUN and the like need one", location=Location(self.filename, 1))
+                UserError(message, hint="RUN and the like need one", location=Location(self.filename, 1, 1))
             )
-        if self.errors:
-            raise UserErrors(self.errors)
         stages = tuple(ast.Stage(origin, tuple(directives)) for origin, directives in self.stages)
-        return ast.Uklfile(
-            self.filename, self.lexed.escape, tuple(self.arguments), stages, warnings=self.lexed.warnings
-        )
+        options = self.options
+        tree = ast.Uklfile(self.filename, self.lexed.escape, tuple(self.arguments), stages)
+        found = [(checks.CONTINUATION, *warning) for warning in self.lexed.warnings]
+        found.extend(checks.remarks(tree))
+        warnings = tuple(sorted((place, text) for rule, place, text in found if options.wants(rule)))
+        return replace(tree, warnings=warnings, skip=options.skip, strict=options.error)
 
-    def check_syntax(self, directive: ParserDirective) -> None:
+    def check_directive(self, directive: ParserDirective) -> None:
         if directive.name == "syntax" and directive.value.split()[0] != SYNTAX:
             message = f"unknown syntax {directive.value!r}"
             self.errors.append(UserError(message, hint=f"this uklimg reads {SYNTAX}", location=directive.location))
+        if directive.name == "check":
+            try:
+                self.options = checks.parse_options(directive.value)
+            except ValueError as error:
+                hint = "# check=skip=RULE,RULE;error=true"
+                self.errors.append(UserError(str(error), hint=hint, location=directive.location))
 
     def line(self, line: LogicalLine, seen_from: bool) -> bool:
         """Parse one line into where it belongs. True when it is a FROM, a faulty one included."""
@@ -112,7 +145,9 @@ class _Parser:
         location = line.at(keyword.offset)
         rule = RULES.get(name)
         if rule is None:
-            hint = NOT_HERE.get(name) or did_you_mean(name, RULES)
+            near = did_you_mean(name, RULES)
+            hint = NOT_HERE.get(name) or near
+            self.faulty.update(word for word in RULES if near == f"did you mean {word}?")
             self.errors.append(UserError(f"unknown directive {_short(keyword.text)}", hint=hint, location=location))
             return False
         tokens, start = split_flags(line.text, start)
@@ -123,6 +158,7 @@ class _Parser:
             node = _parse_arguments(here)
         except UserError as error:
             self.errors.append(error)
+            self.faulty.add(name)
             return name == "FROM"
         if isinstance(node, ast.From):
             self.stages.append((node, []))
@@ -154,6 +190,7 @@ class _Parser:
             elif kind is FlagKind.BOOL and equals and value.lower() not in ("true", "false"):
                 problem, hint = f"--{name} is true or false, not {_short(value)}", f"--{name}"
             if problem:
+                self.faulty.add(here.keyword)
                 self.errors.append(here.error(problem, hint=hint, at=token.offset))
             else:
                 flags.append(ast.Flag(name, value if equals else None, here.line.at(token.offset)))
