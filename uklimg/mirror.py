@@ -67,18 +67,33 @@ def display(mirror: str) -> str:
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
-def configured_mirror(config: Path) -> str | None:
-    """``[mirrors] debian`` of a uklimg.toml; None when the file or the key is not there."""
+def read_section(config: Path, name: str) -> Mapping[str, object]:
+    """A section of a uklimg.toml; empty when file or section are not there. UserError when it cannot be read."""
     try:
         document = tomllib.loads(config.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        return None
+        return {}
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"not TOML: {error}", location=toml_location(str(config), error)) from error
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {config}: {error}") from error
-    mirrors = document.get("mirrors", {})
-    value = mirrors.get("debian") if isinstance(mirrors, dict) else None
+    section = document.get(name, {})
+    return section if isinstance(section, dict) else {}
+
+
+def configured_vendors(config: Path) -> tuple[str, ...]:
+    """``[vendor] places`` of a uklimg.toml: folders and repositories with vendored files."""
+    value = read_section(config, "vendor").get("places", [])
+    if not isinstance(value, list) or not all(isinstance(item, str) and item for item in value):
+        raise UserError(
+            "[vendor] places is not a list of folders and registries' names", location=Location(str(config))
+        )
+    return tuple(value)
+
+
+def configured_mirror(config: Path) -> str | None:
+    """``[mirrors] debian`` of a uklimg.toml; None when the file or the key is not there."""
+    value = read_section(config, "mirrors").get("debian")
     if value is None:
         return None
     problem = UserError("[mirrors] debian is not an http or https URL", location=Location(str(config)))

@@ -25,6 +25,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "spec",
         "patchset",
         "lock",
+        "lockdiff",
         "definitions",
         "resolve",
         "graph",
@@ -62,7 +63,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "runmounts",
         "project",
     ),
-    4: ("execute", "remote", "runner", "sharedcache"),
+    4: ("execute", "remote", "runner", "sharedcache", "vendor", "sources"),
     5: ("console", "turns", "cli", "__main__"),
 }
 # Scripts that run inside containers: they know nothing of uklimg but their own folder.

@@ -394,7 +394,7 @@ def _bytes(value: object) -> bytes:
         _bytes({**GOOD, "config": {**CONFIG, "size": 1 << 62}}),
         _bytes({**GOOD, "config": {**CONFIG, "mediaType": "x\r\ny/z"}}),
         _bytes({**GOOD, "layers": {}}),
-        _bytes({**GOOD, "layers": [CONFIG] * 600}),
+        _bytes({**GOOD, "layers": [CONFIG] * 9000}),
         _bytes({**GOOD, "layers": ["x"]}),
         _bytes({**GOOD, "annotations": {"a": 1}}),
         _bytes({**GOOD, "annotations": ["a"]}),

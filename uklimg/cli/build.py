@@ -68,7 +68,13 @@ def _build(
         with caching.sharing(host, store, caches, made.graph.keys.values(), sink) as importer:
             lookup = importer.lookup if importer else None
             executor = host.executor(
-                store, sink, offline=args.offline, secrets=secrets, lookup=lookup, at_once=_at_once()
+                store,
+                sink,
+                offline=args.offline,
+                vendor=args.vendor,
+                secrets=secrets,
+                lookup=lookup,
+                at_once=_at_once(),
             )
             built = executor.run(made.graph, made.places, again=args.no_cache)
             root = built.result.root

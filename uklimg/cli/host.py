@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from uklimg import proc
 from uklimg.data import Data, find_data
-from uklimg.debian import Debian
-from uklimg.download import measure
 from uklimg.engine.buildah import BuildahEngine
-from uklimg.errors import ExitCode, ToolError
 from uklimg.events import Sink
 from uklimg.execute import Executor, Fetch, Lookup
-from uklimg.fetch import DEBIAN, Fetcher, Mirrors
 from uklimg.graph import Blob
 from uklimg.hostfunctions import host_functions
-from uklimg.mirror import find_mirror
-from uklimg.resolver import HostResolver
+from uklimg.mirror import configured_vendors, find_mirror
+from uklimg.ref import Reference
 from uklimg.settings import Settings
+from uklimg.sources import Sources
 from uklimg.store import Store
+from uklimg.vendor import Place, place_of
+
+if TYPE_CHECKING:
+    from uklimg.remote.transport import Transport
+    from uklimg.resolver import HostResolver
 
 
 @dataclass(frozen=True)
@@ -64,34 +66,47 @@ class Host:
         sink: Sink,
         *,
         offline: bool,
+        vendor: Sequence[str] = (),
         secrets: Mapping[str, bytes] | None = None,
         lookup: Lookup | None = None,
         at_once: int = 1,
     ) -> Executor:
         engine = BuildahEngine(store.root / "engine", self.environ)
-        fetch = self.fetch(store, sink, offline=offline)
+        fetch = self.fetch(store, sink, offline=offline, vendor=vendor)
         functions = host_functions(self.env)
         return Executor(store, engine, fetch, functions, sink, secrets=secrets, lookup=lookup, at_once=at_once)
 
-    def fetch(self, store: Store, sink: Sink, *, offline: bool) -> Fetch:
-        """Blobs from the store, or from where they are; the mirror is looked for only when one must be asked."""
+    def fetch(self, store: Store, sink: Sink, *, offline: bool, vendor: Sequence[str] = ()) -> Fetch:
+        """Blobs from the store, else from vendored copies (``vendor`` are --vendor's values), else from where they
+        are. What asking the network takes is imported only when it is asked."""
 
-        def get(blob: Blob, /, cancel: Event | None = None) -> Path:
-            if offline and not store.has(blob.digest, blob.size):
-                raise ToolError(
-                    f"{blob.name} is not in the store, and --offline forbids fetching it",
-                    hint="build once with a network",
-                    exit_code=ExitCode.NETWORK,
-                )
-            wants_mirror = any(url.startswith(DEBIAN) for url in blob.urls) and not store.has(blob.digest, blob.size)
+        def download(blob: Blob, cancel: Event | None) -> None:
+            from uklimg.fetch import DEBIAN, Fetcher, Mirrors
+
+            wants_mirror = any(url.startswith(DEBIAN) for url in blob.urls)
             mirrors = Mirrors((self.mirror(),)) if wants_mirror else Mirrors()
-            return Fetcher(mirrors, store, sink, cancel=cancel).fetch(blob)
+            Fetcher(mirrors, store, sink, cancel=cancel).fetch(blob)
 
-        return get
+        named = tuple(place_of(text, self.cwd, self.connect) for text in vendor)
+        return Sources(store, lambda: (*named, *self._configured()), download, sink, offline=offline).fetch
+
+    def _configured(self) -> tuple[Place, ...]:
+        """The places with vendored files that uklimg.toml names."""
+        config = self.settings.config
+        return tuple(place_of(text, config.parent, self.connect) for text in configured_vendors(config))
+
+    def connect(self, ref: Reference) -> Transport:
+        from uklimg.remote import client
+
+        return client.connect(ref, self.environ, self.uid)
 
     @contextmanager
     def resolver(self, store: Store, sink: Sink) -> Iterator[HostResolver]:
         """Finds out what a lock lacks, with the host's apt in a folder of its own."""
+        from uklimg.debian import Debian
+        from uklimg.download import measure
+        from uklimg.resolver import HostResolver
+
         with store.scratch() as folder:
             debian = Debian(self.mirror, proc.run, self.env, folder)
             yield HostResolver(debian, lambda url: measure(url, store, sink))

@@ -14,13 +14,13 @@ from types import FrameType, ModuleType
 from typing import NoReturn, TextIO
 
 from uklimg import __version__
-from uklimg.cli import build, du, images, inspect, lock, plan, prune, pull, push, rmi, run, tag
+from uklimg.cli import build, du, images, inspect, lock, plan, prune, pull, push, rmi, run, tag, vendor
 from uklimg.cli.host import Host
 from uklimg.console import clean
 from uklimg.errors import ExitCode, UklimgError
 from uklimg.settings import DEBUG_VARIABLE, NAME, read_settings
 
-VERBS: tuple[ModuleType, ...] = (build, run, plan, lock, images, inspect, tag, rmi, push, pull, du, prune)
+VERBS: tuple[ModuleType, ...] = (build, run, plan, lock, vendor, images, inspect, tag, rmi, push, pull, du, prune)
 
 
 def entry() -> NoReturn:

@@ -24,8 +24,7 @@ from uklimg.project import (
     write_lock,
 )
 from uklimg.ref import Reference
-from uklimg.resolve import ResolvedSpec
-from uklimg.resolver import HostResolver
+from uklimg.resolve import ResolvedSpec, Resolver
 from uklimg.store import Store
 
 DEFAULT_FILE = "Uklfile"
@@ -52,10 +51,21 @@ def add_build(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="a secret for RUN --mount=type=secret; env=VARIABLE in place of src= takes it from the environment",
     )
+    add_vendor(parser)
     parser.add_argument("--target", metavar="STAGE", default="", help="stop at this build stage")
     # For developers of kernel patches: a series' further configuration fragments, as in --kernel-config debug.
     parser.add_argument(
         "--kernel-config", metavar="NAME", action="append", default=[], help=argparse.SUPPRESS, dest="kernel_configs"
+    )
+
+
+def add_vendor(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--vendor",
+        metavar="DIR|REF",
+        action="append",
+        default=[],
+        help="look here for sources first: a folder or repository that `uklimg vendor` filled",
     )
 
 
@@ -84,7 +94,7 @@ def resolved(
     """Resolve with what --locked and --offline allow, and ``write`` what the lock lacked."""
     for place, text in project.spec.warnings:
         sink(Note(f"{place}: {text}", warning=True))
-    opened: AbstractContextManager[HostResolver | None]
+    opened: AbstractContextManager[Resolver | None]
     opened = nullcontext() if args.locked or args.offline else host.resolver(store, sink)
     with opened as resolver:
         found = resolve_project(project, host.data(), resolver)

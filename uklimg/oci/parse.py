@@ -31,7 +31,7 @@ MAX_MANIFEST = 4 << 20
 MAX_CONFIG = 8 << 20
 MAX_BLOB = 1 << 40
 MAX_DEPTH = 16
-MAX_LAYERS = 512
+MAX_LAYERS = 8192  # an image has some ten; an artifact with the packages of build containers, thousands
 MAX_MANIFESTS = 16384
 
 _Object: TypeAlias = Mapping[str, object]

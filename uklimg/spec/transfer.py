@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from uklimg.digest import Digest
 from uklimg.errors import Location, UserError
+from uklimg.ref import is_loopback
 from uklimg.spec import values
 from uklimg.spec.model import (
     BaseImage,
@@ -197,7 +198,8 @@ def source_ref(text: str, location: Location) -> SourceRef:
         if not _COMMIT.fullmatch(commit):
             raise UserError("a git source needs a commit", hint=f"{url}#commit", location=location)
         return GitSource(url, commit)
-    if re.match(r"https://[^/\s]+/\S+\Z", text):
+    if re.match(r"https?://", text):
+        _check_url(text, location)
         return UrlSource(text)
     if match := re.match(r"([A-Za-z][A-Za-z0-9+.-]*):", text):
         hint = "debian:name[=version], https://…, git+https://…#commit, or a path of the context"
@@ -205,3 +207,13 @@ def source_ref(text: str, location: Location) -> SourceRef:
     if not text:
         raise UserError("an empty source", location=location)
     return ContextSource(checked(values.in_context, text, location))
+
+
+def _check_url(url: str, location: Location) -> None:
+    """https, or http to this machine itself: on the way anybody could change what is fetched for the first time."""
+    match = re.fullmatch(r"(https?)://([^/\s]+)/\S+", url)
+    if match is None:
+        raise UserError(f"{quoted(url)} is not a URL", hint="https://host/path", location=location)
+    if match[1] == "http" and not is_loopback(match[2].rpartition("@")[2]):
+        hint = "https://…; plain http is for loopback addresses"
+        raise UserError(f"{quoted(url)} is fetched without TLS", hint=hint, location=location)
