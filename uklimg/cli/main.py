@@ -14,13 +14,44 @@ from types import FrameType, ModuleType
 from typing import NoReturn, TextIO
 
 from uklimg import __version__
-from uklimg.cli import build, du, images, inspect, lock, plan, prune, pull, push, rmi, run, tag, vendor
+from uklimg.cli import (
+    build,
+    completion,
+    du,
+    examples,
+    images,
+    inspect,
+    lock,
+    plan,
+    prune,
+    pull,
+    push,
+    rmi,
+    run,
+    tag,
+    vendor,
+)
 from uklimg.cli.host import Host
 from uklimg.console import clean
 from uklimg.errors import ExitCode, UklimgError
 from uklimg.settings import DEBUG_VARIABLE, NAME, read_settings
 
-VERBS: tuple[ModuleType, ...] = (build, run, plan, lock, vendor, images, inspect, tag, rmi, push, pull, du, prune)
+VERBS: tuple[ModuleType, ...] = (
+    build,
+    run,
+    plan,
+    lock,
+    vendor,
+    images,
+    inspect,
+    tag,
+    rmi,
+    push,
+    pull,
+    du,
+    prune,
+    completion,
+)
 
 
 def entry() -> NoReturn:
@@ -43,9 +74,16 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--store", metavar="DIR", default="", help="the folder of images and cached steps")
     verbs = top.add_subparsers(title="commands", metavar="COMMAND", dest="verb", required=True)
     for module in VERBS:
-        verb = verbs.add_parser(module.NAME, help=module.HELP, description=module.HELP, allow_abbrev=False)
+        verb = verbs.add_parser(
+            module.NAME,
+            help=module.HELP,
+            description=module.HELP,
+            epilog=examples.epilog(module.NAME),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
         module.add(verb)
-        verb.set_defaults(function=module.run)
+        verb.set_defaults(function=module.run, top=top)
     return top
 
 

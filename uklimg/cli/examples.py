@@ -1,0 +1,69 @@
+"""An example or two for each command, shown by its --help. The tests read every one with the real parser."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping
+
+# Command line and what it does. A new command has its examples here.
+EXAMPLES: Mapping[str, tuple[tuple[str, str], ...]] = {
+    "build": (
+        ("uklimg build", "the Uklfile of this folder, as an image called after its title or the folder"),
+        ("uklimg build -t redis:8 -f Uklfile.example .", "another file, and a name for the image"),
+        ("uklimg build --locked --offline", "exactly what Uklfile.lock says, from what the store has"),
+        ("uklimg build --target build --progress plain", "stop at the stage `build`, with all output"),
+        ("uklimg build --secret id=token,env=TOKEN", "for RUN --mount=type=secret,id=token"),
+    ),
+    "run": (
+        ("uklimg run -p 6379:6379 redis:8", "boot it; the guest's port 6379 is this machine's"),
+        ("uklimg run -m 512M --cpus 2 redis:8 redis-server --save ''", "another command, more of the machine"),
+        ("uklimg run -v ./data:/data -e LOG=debug server", "a folder and a variable for the program"),
+    ),
+    "plan": (
+        ("uklimg plan", "which steps `build` would run, and which the store has"),
+        ("uklimg plan --target build --format json", "one stage, for a program to read"),
+    ),
+    "lock": (
+        ("uklimg lock", "write what Uklfile.lock lacks"),
+        ("uklimg lock --update redis", "look for a newer redis, and for nothing else"),
+        ("uklimg lock --check", "fail when the lock is not complete (for CI)"),
+    ),
+    "init": (
+        ("uklimg init", "look at this folder and write a Uklfile for it"),
+        ("uklimg init --force ../memcached", "another folder, replacing the Uklfile that is there"),
+    ),
+    "check": (
+        ("uklimg check", "what in this folder's sources will not work as a unikernel"),
+        ("uklimg check server.o libfoo.a", "what in these objects and archives cannot be linked"),
+        ("uklimg check --format json src", "for an editor or CI"),
+    ),
+    "completion": (
+        ("uklimg completion bash > /etc/bash_completion.d/uklimg", "for every user's bash"),
+        ("uklimg completion fish > ~/.config/fish/completions/uklimg.fish", "for your fish"),
+    ),
+    "images": (
+        ("uklimg images", "names, digests and sizes"),
+        ("uklimg images --format json", "for a program to read"),
+    ),
+    "inspect": (
+        ("uklimg inspect redis:8", "program, kernel, ports, memory, files"),
+        ("uklimg inspect sha256:0123abcd --format json", "by the first digits of the digest"),
+    ),
+    "tag": (("uklimg tag redis:8 registry.example.com/me/redis:8", "the name it is pushed under"),),
+    "rmi": (("uklimg rmi redis:8 redis:7", "forget the names; `prune` makes room"),),
+    "push": (
+        ("uklimg push registry.example.com/me/redis:8", "an image that has this name here"),
+        ("uklimg push redis:8 registry.example.com/me/redis:8", "under another name"),
+    ),
+    "pull": (("uklimg pull registry.example.com/me/redis:8", "into the store"),),
+    "du": (("uklimg du", "bytes of blobs, trees and the engine's copies"),),
+    "prune": (("uklimg prune", "remove what no image and no cached step needs"),),
+}
+
+
+def epilog(verb: str) -> str:
+    """The examples as --help shows them."""
+    lines = []
+    for command, text in EXAMPLES.get(verb, ()):
+        lines += [f"  {command}", textwrap.indent(textwrap.fill(text, 72), "      ")]
+    return "\n".join(["examples:", *lines]) if lines else ""
