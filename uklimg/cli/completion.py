@@ -40,7 +40,7 @@ def script(top: argparse.ArgumentParser, shell: str) -> str:
             action.complete = kinds[name]  # type: ignore[attr-defined]
         elif name == "REF" and not action.option_strings:
             action.complete = _IMAGE_ACTION  # type: ignore[attr-defined]
-    return str(shtab.complete(top, shell, preamble=_PREAMBLE))
+    return str(shtab.complete(top, shell, preamble=_PREAMBLE[shell]))
 
 
 def _actions(parser: argparse.ArgumentParser) -> list[argparse.Action]:
