@@ -1,7 +1,7 @@
 """A first Uklfile for a folder with sources: what builds them, what the program is called, what it needs. Pure.
 
-Everything here is a guess from the text of build files, made to be read and corrected: the Uklfile says with each line
-what it is for and what was found. The guesses read files as text and run nothing.
+Everything here is a guess from the text of build files, made to be read and corrected: the Uklfile says with each
+line what it is for and what was found. The guesses read files as text and run nothing.
 """
 
 from __future__ import annotations
@@ -214,13 +214,13 @@ def uklfile(found: Guess, series: str) -> str:
     lines = [
         "# syntax=uklfile/1",
         "#",
-        f"# {found.name} as a unikernel. `uklimg init` wrote this from {found.file}; read it, and change what is not so.",
+        f"# {found.name} as a unikernel, as `uklimg init` sees {found.file}; change what is not so.",
         "#",
         f"#     uklimg build -t {image_name(found.name)} .",
         f"#     uklimg run {image_name(found.name)}",
         "",
-        "# The build stage: an ordinary Debian container. CC and CXX lead to uklimg's compiler wrapper, which links an",
-        "# ordinary static program and keeps beside it what is needed to link it with a kernel.",
+        "# The build stage: an ordinary Debian container. CC and CXX lead to uklimg's compiler wrapper, which links",
+        "# an ordinary static program and keeps beside it what is needed to link it with a kernel.",
         "FROM debian:trixie AS build",
     ]
     if packages:
@@ -248,7 +248,7 @@ def uklfile(found: Guess, series: str) -> str:
     lines += [
         f"LINK --from=build {path}",
         "",
-        "# Files that the program reads go into the initramfs, and an empty folder for what it writes would be a VOLUME.",
+        "# Files that the program reads go into the initramfs; a folder for what it writes would be a VOLUME.",
         "#     COPY app.conf /etc/app.conf",
         "#     VOLUME /data",
         "",
@@ -274,7 +274,7 @@ def _json(word: str) -> str:
 def ignore_file(found: Guess) -> str:
     """The text of the .uklignore."""
     lines = [
-        "# What `COPY . .` leaves out, by the rules of .dockerignore: whatever is made anew, and whatever is private.",
+        "# What `COPY . .` leaves out, by the rules of .dockerignore: what is made anew, and what is private.",
         ".git",
         "Uklfile*",
         ".uklignore",

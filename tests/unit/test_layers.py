@@ -32,6 +32,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "recipes",
         "plan",
         "guest",
+        "initialise",
         "walk",
     ),
     2: (

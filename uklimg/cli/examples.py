@@ -28,6 +28,10 @@ EXAMPLES: Mapping[str, tuple[tuple[str, str], ...]] = {
         ("uklimg lock --update redis", "look for a newer redis, and for nothing else"),
         ("uklimg lock --check", "fail when the lock is not complete (for CI)"),
     ),
+    "vendor": (
+        ("uklimg vendor ./sources", "every file that Uklfile.lock names, in a folder"),
+        ("uklimg vendor registry.example.com/me/sources:1", "the same in a registry"),
+    ),
     "init": (
         ("uklimg init", "look at this folder and write a Uklfile for it"),
         ("uklimg init --force ../memcached", "another folder, replacing the Uklfile that is there"),

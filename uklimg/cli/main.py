@@ -20,6 +20,7 @@ from uklimg.cli import (
     du,
     examples,
     images,
+    init,
     inspect,
     lock,
     plan,
@@ -37,6 +38,7 @@ from uklimg.errors import ExitCode, UklimgError
 from uklimg.settings import DEBUG_VARIABLE, NAME, read_settings
 
 VERBS: tuple[ModuleType, ...] = (
+    init,
     build,
     run,
     plan,
