@@ -88,6 +88,8 @@ def guess(files: Mapping[str, str], names: tuple[str, ...], folder: str) -> Gues
         return None
     texts = "\n".join(_uncommented(text) for _, text in sorted(files.items()))
     cxx = any(name.endswith(_CXX) for name in names)
+    packages: tuple[str, ...]
+    libraries: list[str]
     if found == "meson.build":
         program, certain = _meson(files, folder)
         libraries = re.findall(r"dependency\s*\(\s*'([^']+)'", texts)
@@ -111,7 +113,7 @@ def guess(files: Mapping[str, str], names: tuple[str, ...], folder: str) -> Gues
         libraries = re.findall(r"(?<![\w-])-l([A-Za-z][\w+.-]*)", texts)
         libraries += [_plain(word) for word in re.findall(r"pkg-config[^)\n]*--libs\s+([\w.+-]+)", texts)]
         system, packages = "make", ()
-    wanted = dict.fromkeys(name for name in map(str, libraries) if name.lower() not in _OF_LIBC)
+    wanted = dict.fromkeys(name for name in libraries if name.lower() not in _OF_LIBC)
     known = tuple((name, _LIBRARIES.get(name.lower(), "")) for name in wanted)
     if "pkg-config" in texts or "PKG_CHECK_MODULES" in texts or "pkg_check" in texts.lower() or system == "meson":
         packages = (*packages, "pkgconf")
