@@ -22,6 +22,7 @@ from uklimg.uklfile.ignore import PatternError, Rules, compile_component, compil
 from uklimg.uklfile.parser import did_you_mean
 
 IGNORE_FILE = ".uklignore"
+_MAX_HOPS = 40  # links that Linux follows in one path
 MAXIMUM_TEXT = 1 << 20  # bytes of a Uklfile or ignore file; real ones have a few thousand
 
 
@@ -49,11 +50,13 @@ class Selection:
 
 @dataclass(frozen=True)
 class BuildContext:
-    """A folder and its ignore rules; ``root`` is absolute and free of links, ``ignore_file`` is for messages."""
+    """A folder and its ignore rules; ``root`` is absolute and free of links, ``ignore_file`` is for messages,
+    ``ignore_text`` what it says."""
 
     root: Path
     rules: Rules = field(default_factory=Rules)
     ignore_file: str = IGNORE_FILE
+    ignore_text: str = field(default="", repr=False)
 
     def select(
         self, sources: Sequence[str], *, exclude: Sequence[str] = (), location: Location | None = None
@@ -72,6 +75,7 @@ class BuildContext:
     def _select(self, sources: Sequence[str], excluded: Rules, location: Location | None) -> Selection:
         matches: list[Match] = []
         paths: set[str] = set()
+        via: set[str] = set()
         for source in sources:
             for path in self._expand(source, location):
                 match = self._match(source, path, location)
@@ -79,8 +83,10 @@ class BuildContext:
                     continue
                 matches.append(match)
                 paths.update(self._below(match.path, excluded))
+                via.update(self._links(path))
         ordered = tuple(sorted(paths))
-        return Selection(ContextTree(self._digest(ordered, location), str(self.root), ordered), tuple(matches))
+        tree = ContextTree(self._digest(ordered, location), str(self.root), ordered, tuple(sorted(via)))
+        return Selection(tree, tuple(matches))
 
     def _expand(self, source: str, location: Location | None) -> list[str]:
         if not has_wildcard(source):
@@ -127,6 +133,28 @@ class BuildContext:
             raise UserError(f"{path!r} is not in the build context", hint=hint, location=location)
         return Match(source, inside, posixpath.basename(path), real.is_dir())
 
+    def _links(self, path: str) -> Iterator[str]:
+        """The links that lead from ``path`` to what it stands for, which is known to be in the context."""
+        todo, current, hops = path.split("/"), "", 0
+        while todo and hops < _MAX_HOPS:
+            part = todo.pop(0)
+            full = self.root / current / part
+            if part == "..":
+                current = posixpath.dirname(current)
+            elif part in ("", "."):
+                continue
+            elif full.is_symlink():
+                hops += 1
+                yield posixpath.join(current, part)
+                target = full.readlink().as_posix()
+                if target.startswith("/"):
+                    if not full.resolve().is_relative_to(self.root):
+                        return  # out of the context and back in: nobody can move such a link
+                    target, current = full.resolve().relative_to(self.root).as_posix(), ""
+                todo = [*target.split("/"), *todo]
+            else:
+                current = posixpath.join(current, part)
+
     def _below(self, path: str, excluded: Rules, itself: bool = True) -> Iterator[str]:
         """``path`` and everything below it that counts, folders included."""
         takes_back = self.rules.takes_back or excluded.takes_back
@@ -157,7 +185,8 @@ def open_context(root: Path, uklfile: Path | None = None) -> BuildContext:
         candidates.insert(0, uklfile.with_name(uklfile.name + IGNORE_FILE))
     for candidate in candidates:
         if candidate.is_file():
-            return BuildContext(resolved, parse_rules(read_text(candidate), candidate.name), candidate.name)
+            text = read_text(candidate)
+            return BuildContext(resolved, parse_rules(text, candidate.name), candidate.name, text)
     return BuildContext(resolved)
 
 

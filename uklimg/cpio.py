@@ -1,4 +1,4 @@
-"""Write cpio archives in the "newc" format, the one the kernel unpacks into its root file system. Pure, streaming.
+"""Write and read cpio archives in the "newc" format, the one the kernel unpacks as its root. Pure, streaming.
 
 Format: Documentation/driver-api/early-userspace/buffer-format.rst and init/initramfs.c of the kernel. The bytes
 depend on the entries alone: sorted by path, inode numbers by order, one time stamp for all. Contents are read from
@@ -11,14 +11,15 @@ import posixpath
 import stat
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import BinaryIO, Protocol, TypeAlias
 
-from uklimg.errors import InternalError, UserError
+from uklimg.errors import CorruptError, InternalError, UserError
 
 MAGIC = b"070701"
 TRAILER = b"TRAILER!!!"
 BLOCK = 512
 MAX_FIELD = 0xFFFFFFFF
+_HEADER = 110
 PATH_MAX = 4096
 
 Content: TypeAlias = Callable[[], Iterable[bytes]]
@@ -158,3 +159,40 @@ def _header(
     fields = (inode, mode, uid, gid, links, mtime, size, 0, 0, *device, len(name) + 1, 0)
     head = MAGIC + b"".join(b"%08X" % field for field in fields) + name + b"\0"
     return head + b"\0" * (-len(head) % 4)
+
+
+@dataclass(frozen=True)
+class Found:
+    """An entry of an archive that is read; its content (of a link the target) has ``size`` bytes at ``offset``."""
+
+    path: str
+    mode: int
+    uid: int
+    gid: int
+    size: int
+    offset: int
+
+
+def read(file: BinaryIO, start: int, length: int) -> Iterator[Found]:
+    """The entries of the archive that lies at ``start`` in ``file``, in order. CorruptError for a damaged one.
+
+    A hard link's content is with the last of its names; the others have ``size`` 0.
+    """
+    at, end = start, start + length
+    while at + _HEADER <= end:
+        file.seek(at)
+        head = file.read(_HEADER)
+        try:
+            fields = [int(head[place : place + 8], 16) for place in range(6, _HEADER, 8)]
+        except ValueError:
+            raise CorruptError(f"no cpio header at byte {at - start}") from None
+        size, name_size = fields[6], fields[11]
+        offset = at + (_HEADER + name_size + 3) // 4 * 4
+        if head[:6] != MAGIC or not 0 < name_size <= PATH_MAX or offset + size > end:
+            raise CorruptError(f"no cpio header at byte {at - start}")
+        name = file.read(name_size)[:-1]
+        if name == TRAILER:
+            return
+        yield Found(name.decode(errors="surrogateescape"), fields[1], fields[2], fields[3], size, offset)
+        at = offset + (size + 3) // 4 * 4
+    raise CorruptError("the cpio archive has no end")

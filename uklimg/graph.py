@@ -65,12 +65,14 @@ class Inline:
 class ContextTree:
     """Files of the build context, found and digested before planning (see ``uklimg.context``).
 
-    ``root`` (absolute path on this machine) stays outside the key. ``paths`` are relative to it, sorted.
+    ``root`` (absolute path on this machine) stays outside the key. ``paths`` are relative to it, sorted. ``via``
+    (outside the key, too) are links of the context that lead to some of them and need not be among them.
     """
 
     digest: Digest
     root: str
     paths: tuple[str, ...]
+    via: tuple[str, ...] = ()
 
     def key(self) -> JSON:
         return {"context": str(self.digest)}

@@ -41,6 +41,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 # Debian's package of each program that we start.
 PACKAGES: Mapping[str, str] = {
     "buildah": "buildah",
+    "diffoscope": "diffoscope-minimal",
     "docker": "docker.io",
     "docker-registry": "docker-registry",
     "gdb": "gdb",

@@ -7,7 +7,7 @@ import posixpath
 import re
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from uklimg.assets import read_assets
@@ -19,18 +19,25 @@ from uklimg.plan import Options, Plan, Selected, literal, plan
 from uklimg.ref import Reference
 from uklimg.resolve import ResolvedSpec, Resolver, resolve
 from uklimg.spec import SeriesInfo, Spec, read_spec
+from uklimg.uklfile.ast import Pairs
+from uklimg.uklfile.parser import parse
 
 TITLE = "org.opencontainers.image.title"
 
 
 @dataclass(frozen=True)
 class Project:
-    """``lock_path`` is the Uklfile.lock next to the Uklfile; ``lock`` what it says, empty when it is not there."""
+    """``lock_path`` is the Uklfile.lock next to the Uklfile; ``lock`` what it says, empty when it is not there.
+
+    ``text`` is the Uklfile's, ``build_args`` are those given.
+    """
 
     spec: Spec
     context: BuildContext
     lock_path: Path
     lock: Lock
+    text: str = field(default="", repr=False)
+    build_args: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @property
     def default_name(self) -> str:
@@ -52,7 +59,15 @@ def open_project(uklfile: Path, context: Path, build_args: Mapping[str, str], da
     )
     lock_path = uklfile.with_name(LOCK_NAME)
     lock = parse_lock(read_text(lock_path), str(lock_path)) if lock_path.exists() else Lock()
-    return Project(spec, opened, lock_path, lock)
+    return Project(spec, opened, lock_path, lock, text, build_args)
+
+
+def declared_arguments(text: str) -> frozenset[str]:
+    """The names of all ARGs of a Uklfile, before the first FROM and in stages."""
+    tree = parse(text, "")
+    directives = [*tree.arguments, *(directive for stage in tree.stages for directive in stage.directives)]
+    arguments = [found for found in directives if isinstance(found, Pairs) and found.keyword == "ARG"]
+    return frozenset(pair.name.text for argument in arguments for pair in argument.pairs)
 
 
 def resolve_project(project: Project, data: Data, resolver: Resolver | None) -> ResolvedSpec:

@@ -34,6 +34,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "guest",
         "initialise",
         "walk",
+        "blueprint",
     ),
     2: (
         "proc",
@@ -63,8 +64,12 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "hostfunctions",
         "runmounts",
         "project",
+        "contexttar",
+        "blueprints",
+        "compare",
+        "archive",
     ),
-    4: ("execute", "remote", "runner", "sharedcache", "vendor", "sources"),
+    4: ("execute", "remote", "runner", "sharedcache", "rebuild", "vendor", "sources"),
     5: ("console", "turns", "cli", "__main__"),
 }
 # Scripts that run inside containers: they know nothing of uklimg but their own folder.

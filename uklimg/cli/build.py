@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 
-from uklimg import oci
+from uklimg import blueprints, oci
 from uklimg.cli import caching, options, plan
 from uklimg.cli.host import Host
 from uklimg.cli.secrets import read_secrets
@@ -26,6 +26,12 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--plan", action="store_true", help="say what would run, and run nothing")
     parser.add_argument(
         "--jobs", type=int, metavar="N", default=0, help="processors that steps may use, and steps at once (all)"
+    )
+    parser.add_argument(
+        "--blueprint",
+        choices=blueprints.MODES,
+        default=blueprints.FULL,
+        help="what the image carries for `verify`: all, all but files of the context, nothing (full)",
     )
     caching.add(parser)
     options.add_progress(parser)
@@ -81,6 +87,18 @@ def _build(
             tags = [str(name) for name in names] or ([] if args.target else [project.default_name])
             for tag in tags:
                 store.tag(tag, root)
+        if not args.target:
+            blueprints.attach(
+                store,
+                project,
+                found,
+                made,
+                root,
+                kernel_configs=tuple(args.kernel_configs),
+                ignore_caches=args.locked,
+                mode=args.blueprint,
+                anew=bool(built.ran),
+            )
     return root, tags, built.ran
 
 

@@ -53,6 +53,20 @@ EXAMPLES: Mapping[str, tuple[tuple[str, str], ...]] = {
         ("uklimg inspect redis:8", "program, kernel, ports, memory, files"),
         ("uklimg inspect sha256:0123abcd --format json", "by the first digits of the digest"),
     ),
+    "history": (
+        ("uklimg history redis:8", "the steps that made it, their keys, what they left and how long they took"),
+    ),
+    "diff": (
+        ("uklimg diff redis:7 redis:8", "what differs: configuration, kernel, locked inputs, steps, files"),
+        ("uklimg diff redis:7 redis:8 --format json", "all of it, for a program to read"),
+    ),
+    "save": (("uklimg save -o redis.tar redis:8", "an OCI archive, for skopeo, podman or `uklimg load`"),),
+    "load": (("uklimg load -i redis.tar", "the images in it, under their names"),),
+    "verify": (
+        ("uklimg verify redis:8", "build it again from nothing but sources, and compare"),
+        ("uklimg verify --reuse kernel-kit --reuse 'base:*' redis:8", "the same without compiling the kernel"),
+        ("uklimg verify registry.example.com/me/redis:8", "somebody else's image"),
+    ),
     "tag": (("uklimg tag redis:8 registry.example.com/me/redis:8", "the name it is pushed under"),),
     "rmi": (("uklimg rmi redis:8 redis:7", "forget the names; `prune` makes room"),),
     "push": (

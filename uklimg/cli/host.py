@@ -70,9 +70,11 @@ class Host:
         secrets: Mapping[str, bytes] | None = None,
         lookup: Lookup | None = None,
         at_once: int = 1,
+        sources: Store | None = None,
     ) -> Executor:
+        """Steps leave their results in ``store``; what they fetch is in ``sources``, unless that is the same."""
         engine = BuildahEngine(store.root / "engine", self.environ)
-        fetch = self.fetch(store, sink, offline=offline, vendor=vendor)
+        fetch = self.fetch(sources or store, sink, offline=offline, vendor=vendor)
         functions = host_functions(self.env)
         return Executor(store, engine, fetch, functions, sink, secrets=secrets, lookup=lookup, at_once=at_once)
 

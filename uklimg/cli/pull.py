@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import argparse
 
+from uklimg import blueprint, blueprints, oci
 from uklimg.cli import options
 from uklimg.cli.host import Host
-from uklimg.console import console
+from uklimg.console import Console, console
+from uklimg.errors import ToolError
+from uklimg.events import Note
 from uklimg.ref import Reference
-from uklimg.remote import client
+from uklimg.remote import client, referrers
+from uklimg.store import Store
 
 NAME = "pull"
 HELP = "bring an image of a registry into the store"
@@ -19,11 +23,28 @@ def add(parser: argparse.ArgumentParser) -> None:
     options.add_progress(parser)
 
 
+def pulled(ref: Reference, store: Store, host: Host, sink: Console) -> oci.Descriptor:
+    """The image with its blueprint, if it has one. The caller holds a session.
+
+    A blueprint that cannot be brought is a warning: the image is complete without.
+    """
+    transport = client.connect(ref, host.environ, host.uid)
+    root = client.pull(ref, store, transport, sink)
+    try:
+        found = referrers.pull_referrer(ref, root.digest, blueprint.ARTIFACT, store, transport, sink)
+        if found is not None:
+            blueprints.read_artifact(store, found, root.digest)
+            blueprints.put_entry(store, blueprint.entry(found, root.digest))
+    except ToolError as error:
+        sink(Note(f"{ref} comes without its blueprint: {error.line()}", warning=True))
+    return root
+
+
 def run(args: argparse.Namespace, host: Host) -> int:
     ref = Reference.parse(args.ref).on_registry()
     with console(args.progress, host.stderr) as sink:
         store = host.store(sink)
         with store.session():
-            root = client.pull(ref, store, client.connect(ref, host.environ, host.uid), sink)
+            root = pulled(ref, store, host, sink)
     host.print(f"{ref} {root.digest}")
     return 0

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 
+from uklimg import blueprints
 from uklimg.cli import options
 from uklimg.cli.host import Host
 from uklimg.console import console
 from uklimg.ref import Reference
-from uklimg.remote import client
+from uklimg.remote import client, referrers
 
 NAME = "push"
 HELP = "send an image to a registry"
@@ -17,6 +18,7 @@ HELP = "send an image to a registry"
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("ref", metavar="REF", help="an image of the store")
     parser.add_argument("to", metavar="TO", nargs="?", default="", help="HOST/NAME[:TAG], when REF names no registry")
+    parser.add_argument("--no-blueprint", action="store_true", help="leave out what the image could be rebuilt from")
     options.add_progress(parser)
 
 
@@ -26,6 +28,10 @@ def run(args: argparse.Namespace, host: Host) -> int:
         store = host.store(sink)
         with store.session():
             _, root = options.image_of(args.ref, store)
-            client.push(target, root, store, client.connect(target, host.environ, host.uid), sink)
+            transport = client.connect(target, host.environ, host.uid)
+            client.push(target, root, store, transport, sink)
+            blueprint = blueprints.entry_of(store, root.digest)
+            if blueprint is not None and not args.no_blueprint:
+                referrers.push_referrer(blueprint, root.digest, store, transport, sink)
     host.print(f"{target.name}@{root.digest}")
     return 0

@@ -102,6 +102,16 @@ def push(ref: Reference, root: Descriptor, store: BlobStore, transport: Transpor
     transport.put_manifest(ref.remote_tag, root, data, f"image {ref}")
 
 
+def send(root: Descriptor, store: BlobStore, transport: Transport, sink: Sink = discard) -> bytes:
+    """Send everything below ``root`` and return its own bytes, which the caller sends under a name."""
+    return _Pusher(store, transport, sink).contents(root, 1)
+
+
+def fetch(ref: Reference, manifest: Descriptor, store: BlobStore, transport: Transport, sink: Sink = discard) -> None:
+    """Bring ``manifest`` with everything below it into the store, without a name."""
+    _Puller(ref, store, transport, sink).manifest(manifest, 1)
+
+
 def _root(ref: Reference, transport: Transport) -> tuple[Descriptor, bytes]:
     what = f"image {ref}"
     data, said = transport.manifest(ref.remote_tag, what)

@@ -21,7 +21,7 @@ import urllib3
 import uklimg
 from uklimg.digest import Digest
 from uklimg.errors import CorruptError, ExitCode, ToolError, UserError
-from uklimg.oci import INDEXES, MANIFESTS, MAX_MANIFEST, Descriptor, parse_json
+from uklimg.oci import INDEX, INDEXES, MANIFESTS, MAX_MANIFEST, Descriptor, parse_json
 from uklimg.ref import Reference, is_loopback
 from uklimg.remote.auth import Credential, Credentials
 from uklimg.remote.challenge import Challenge, parse_challenges
@@ -271,6 +271,23 @@ class Transport(oras.provider.Registry):  # type: ignore[misc]  # oras has no ty
 
         return self.retry.call(get)
 
+    def referrers(self, subject: Digest, artifact_type: str) -> bytes | None:
+        """The index of what is about ``subject``, not verified; None when the registry has no such interface."""
+        what = f"what is attached to {subject}"
+        path = self.container.manifest_url(str(subject)).replace("/manifests/", "/referrers/")
+        url = with_query(f"{self.prefix}://{path}", {"artifactType": artifact_type})
+
+        def get() -> bytes | None:
+            with self.once("GET", url, {"Accept": INDEX}, what=what) as response:
+                if response.status_code != 200 or not response.headers.get("Content-Type", "").startswith(INDEX):
+                    return None
+                try:
+                    return read_limited(response, MAX_MANIFEST, what)
+                except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
+                    raise of_exception(error, url) from error
+
+        return self.retry.call(get)
+
     def blob_chunks(self, blob: Descriptor) -> Iterator[bytes]:
         """The blob's bytes as they come: never more than ``blob.size``, and not verified.
 
@@ -350,17 +367,19 @@ class Transport(oras.provider.Registry):  # type: ignore[misc]  # oras has no ty
                 raise of_response(response, what)
             _check_digest_header(response, blob.digest, what)
 
-    def put_manifest(self, reference: str, manifest: Descriptor, data: bytes, what: str) -> None:
-        """Store ``data`` byte for byte under a tag or digest."""
+    def put_manifest(self, reference: str, manifest: Descriptor, data: bytes, what: str) -> bool:
+        """Store ``data`` byte for byte under a tag or digest; whether the registry noted what it is about, so that
+        ``referrers`` lists it."""
         url = f"{self.prefix}://{self.container.manifest_url(reference)}"
 
-        def put() -> None:
+        def put() -> bool:
             with self.once("PUT", url, {"Content-Type": manifest.media_type}, data, what=what) as response:
                 if response.status_code not in (200, 201, 202):
                     raise of_response(response, what)
                 _check_digest_header(response, manifest.digest, what)
+                return bool(response.headers.get("OCI-Subject"))
 
-        self.retry.call(put)
+        return self.retry.call(put)
 
 
 def with_query(url: str, fields: Mapping[str, str]) -> str:
