@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from uklimg.digest import CHUNK, JSON, Digest
+from uklimg.digest import CHUNK, JSON, Digest, canonical_json
 from uklimg.errors import Location, UserError
 from uklimg.graph import ContextTree
 from uklimg.uklfile.ignore import PatternError, Rules, compile_component, compile_patterns, has_wildcard, parse_rules
@@ -207,8 +207,25 @@ def read_text(path: Path) -> str:
         raise UserError("the file is not UTF-8 text", location=Location(str(path), line)) from error
 
 
-def stage(tree: ContextTree, into: Path, *, epoch: int) -> None:
-    """Copy the tree's files below the empty folder ``into``, with equal modes and times (``epoch``, seconds).
+def listing(tree: ContextTree) -> bytes:
+    """What the tree's digest is the digest of: a JSON list with path, kind and content's digest of each file.
+    UserError when the files changed since the digest was taken."""
+    try:
+        return _listing(tree, [_describe(Path(tree.root), path, None) for path in tree.paths])
+    except OSError as error:
+        raise UserError(f"the build context changed while it was read: {error}") from error
+
+
+def _listing(tree: ContextTree, described: list[JSON]) -> bytes:
+    data = canonical_json(described)
+    if Digest.of(data) != tree.digest:
+        raise UserError("the build context changed while it was read", hint="build again when nothing writes to it")
+    return data
+
+
+def stage(tree: ContextTree, into: Path, *, epoch: int) -> bytes:
+    """Copy the tree's files below the empty folder ``into``, with equal modes and times (``epoch``, seconds), and
+    return their ``listing``.
 
     The digest is computed again from what is copied: UserError when the files changed since it was taken.
     """
@@ -220,13 +237,13 @@ def stage(tree: ContextTree, into: Path, *, epoch: int) -> None:
             described.append(_describe(root, path, None, copy_to=into / path))
     except OSError as error:
         raise UserError(f"the build context changed while it was read: {error}") from error
-    if Digest.of_json(described) != tree.digest:
-        raise UserError("the build context changed while it was read", hint="build again when nothing writes to it")
+    data = _listing(tree, described)
     for folder, folders, files in os.walk(into, topdown=False):
         for name in (*folders, *files):
             os.utime(Path(folder, name), (epoch, epoch), follow_symlinks=False)
         Path(folder).chmod(0o755)
     os.utime(into, (epoch, epoch))
+    return data
 
 
 def _siblings(path: Path) -> list[str]:

@@ -341,7 +341,8 @@ class Executor:
         folder.mkdir()
         folder.chmod(0o755)  # a step's user need not be root
         if isinstance(item, ContextTree):
-            context.stage(item, folder, epoch=EPOCH)
+            # For `explain`: a blob whose name is the tree's digest in the step's record.
+            self._store.put_bytes(context.stage(item, folder, epoch=EPOCH))
             return folder
         for file in item.files:
             path = folder / file.path

@@ -35,6 +35,8 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "initialise",
         "walk",
         "blueprint",
+        "keydiff",
+        "outlook",
     ),
     2: (
         "proc",

@@ -22,7 +22,6 @@ HELP = "build an image from a Uklfile"
 def add(parser: argparse.ArgumentParser) -> None:
     options.add_build(parser)
     parser.add_argument("-t", "--tag", metavar="REF", action="append", default=[], help="a name for the image")
-    parser.add_argument("--no-cache", action="store_true", help="run every step, whatever the store has")
     parser.add_argument("--plan", action="store_true", help="say what would run, and run nothing")
     parser.add_argument(
         "--jobs", type=int, metavar="N", default=0, help="processors that steps may use, and steps at once (all)"

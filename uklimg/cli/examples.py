@@ -20,8 +20,12 @@ EXAMPLES: Mapping[str, tuple[tuple[str, str], ...]] = {
         ("uklimg run -v ./data:/data -e LOG=debug server", "a folder and a variable for the program"),
     ),
     "plan": (
-        ("uklimg plan", "which steps `build` would run, and which the store has"),
+        ("uklimg plan", "which steps `build` would run, why, and how long that may take"),
         ("uklimg plan --target build --format json", "one stage, for a program to read"),
+    ),
+    "explain": (
+        ("uklimg explain", "why the steps that `build` would run must run, the causes first"),
+        ("uklimg explain stage:build:2", "what changed in one step since it was made last"),
     ),
     "lock": (
         ("uklimg lock", "write what Uklfile.lock lacks"),

@@ -40,7 +40,7 @@ def add_project(parser: argparse.ArgumentParser) -> None:
 
 
 def add_build(parser: argparse.ArgumentParser) -> None:
-    """What `build` and `plan` share beyond that."""
+    """What `build`, `plan` and `explain` share beyond that."""
     add_project(parser)
     parser.add_argument("--locked", action="store_true", help="use what Uklfile.lock has, and never write it")
     parser.add_argument("--offline", action="store_true", help="use no network at all")
@@ -52,6 +52,7 @@ def add_build(parser: argparse.ArgumentParser) -> None:
         help="a secret for RUN --mount=type=secret; env=VARIABLE in place of src= takes it from the environment",
     )
     add_vendor(parser)
+    parser.add_argument("--no-cache", action="store_true", help="run every step, whatever the store has")
     parser.add_argument("--target", metavar="STAGE", default="", help="stop at this build stage")
     # For developers of kernel patches: a series' further configuration fragments, as in --kernel-config debug.
     parser.add_argument(

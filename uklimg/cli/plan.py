@@ -1,51 +1,65 @@
-"""uklimg plan: every step's key, and whether the store has its result; nothing runs, and no lock is written."""
+"""uklimg plan: every step's key, whether the store has its result, why it would run. Runs nothing, writes no lock."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 
-from uklimg.cli import options
+from uklimg.cli import options, outlooks
 from uklimg.cli.host import Host
-from uklimg.console import console
-from uklimg.walk import missing
+from uklimg.console import duration
+from uklimg.outlook import Outlook, State
 
 NAME = "plan"
-HELP = "show the steps of a build, and which would run"
+HELP = "show the steps of a build, which would run, why, and how long they may take"
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    options.add_build(parser)
-    options.add_progress(parser)
-    options.add_format(parser)
+    outlooks.add(parser)
 
 
 def run(args: argparse.Namespace, host: Host) -> int:
-    with console(args.progress, host.stderr) as sink:
-        project = options.project_of(args, host)
-        store = host.store(sink)
-        with store.session():
-            found = options.resolved(args, project, host, store, sink, write=False)
-            graph = options.planned(args, project, found).graph
-            hits = {step.id: store.lookup(graph.keys[step.id], verify=False) is not None for step in graph.steps}
-    wanted = missing(graph, lambda key: any(hits[name] for name, other in graph.keys.items() if other == key))
+    found = outlooks.look(args, host).found
     if args.format == "json":
         options.print_json(
             host,
             [
                 {
-                    "step": step.id,
-                    "title": step.title,
-                    "key": str(graph.keys[step.id]),
-                    "hit": hits[step.id],
-                    "runs": step.id in wanted,
+                    "step": one.step.id,
+                    "title": one.step.title,
+                    "key": str(one.key),
+                    "state": one.state.value,
+                    "hit": one.state is State.HIT,
+                    "runs": one.state is State.RUN,
+                    "why": one.reason,
+                    "milliseconds": None if one.seconds is None else round(one.seconds * 1000),
                 }
-                for step in graph.steps
+                for one in found
             ],
         )
-        return 0
-    width = max(len(step.id) for step in graph.steps)
-    for step in graph.steps:
-        state = "run " if step.id in wanted else "hit " if hits[step.id] else "skip"
-        host.print(f"{state} {graph.keys[step.id].short}  {step.id:{width}}  {step.title}")
-    host.print(f"{len(wanted)} of {len(graph.steps)} steps would run")
+    else:
+        host.print(text(found))
     return 0
+
+
+def text(found: Sequence[Outlook]) -> str:
+    width = max(len(one.step.id) for one in found)
+    lines = []
+    for one in found:
+        lines.append(f"{one.state.value:4} {one.key.short}  {one.step.id:{width}}  {one.step.title}")
+        if one.state is State.RUN:
+            time = "" if one.seconds is None else f" (about {duration(one.seconds)})"
+            lines.append(f"     {one.reason}{time}")
+    return "\n".join([*lines, total(found)])
+
+
+def total(found: Sequence[Outlook]) -> str:
+    """How many would run, and the time that they may take."""
+    runs = [one for one in found if one.state is State.RUN]
+    known = [one.seconds for one in runs if one.seconds is not None]
+    line = f"{len(runs)} of {len(found)} steps would run"
+    if not known:
+        return line
+    unknown = len(runs) - len(known)
+    rest = f", and what {unknown} of them take that never ran" if unknown else ""
+    return f"{line}: about {duration(sum(known))} one after the other{rest}"

@@ -54,11 +54,12 @@ class Record:
         return self.result.key
 
     def sources(self) -> tuple[Digest, ...]:
-        """The blobs that the step read as inputs."""
+        """The blobs that the step read as inputs, and the lists of files of the build context that it read."""
         found: list[Digest] = []
         for value in self.fields.values():
-            if isinstance(value, Mapping) and isinstance(value.get("blob"), str):
-                found.append(Digest.parse(str(value["blob"])))
+            for name in ("blob", "context"):
+                if isinstance(value, Mapping) and isinstance(value.get(name), str):
+                    found.append(Digest.parse(str(value[name])))
         return tuple(found)
 
 
