@@ -2,17 +2,50 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from urllib.parse import urlsplit
 
 import requests
 
 from uklimg.digest import Digest
-from uklimg.errors import ExitCode, ToolError, UserError
+from uklimg.errors import CorruptError, ExitCode, ToolError, UserError
 from uklimg.events import Sink, TransferFinished, TransferProgress, TransferStarted, discard
 from uklimg.fetch import CONNECT_TIMEOUT, READ_TIMEOUT
+from uklimg.gitsource import Git, origin, split_origin, tar_name
+from uklimg.graph import Blob
+from uklimg.lock import LockedFile
 from uklimg.store import Store
 
 _CHUNK = 1 << 18
+
+
+def measure_commit(
+    url: str, name: str, store: Store, environ: Mapping[str, str], sink: Sink = discard
+) -> tuple[str, LockedFile]:
+    """The commit that ``name`` means now, and its tar, which stays in the store. Errors: ``gitsource.Git``."""
+    with store.scratch() as folder:
+        git = Git(folder, environ, sink)
+        commit = git.commit_of(url, name)
+        with store.writer() as writer:
+            git.export(url, commit, writer)
+            done = writer.commit()
+    return commit, LockedFile(tar_name(url, commit), done.digest, done.size, origin(url, commit))
+
+
+def bring_commit(blob: Blob, store: Store, environ: Mapping[str, str], sink: Sink = discard) -> None:
+    """Put the tar of a commit into the store. CorruptError when it is not the promised one."""
+    url, commit = split_origin(blob.urls[0])
+    sink(TransferStarted(str(blob.digest), "fetch", blob.name, blob.size))
+    with store.scratch() as folder, store.writer() as writer:
+        Git(folder, environ, sink).export(url, commit, writer)
+        try:
+            writer.commit(blob.digest)
+        except CorruptError as error:
+            raise CorruptError(
+                f"the tree of commit {commit} is not the locked one: {error.message}",
+                hint="the lock was edited, or made by another version of uklimg: uklimg lock --update",
+            ) from None
+    sink(TransferFinished(str(blob.digest)))
 
 
 def measure(url: str, store: Store, sink: Sink = discard) -> tuple[Digest, int]:

@@ -91,11 +91,13 @@ class SourceKind(Enum):
 
     DEBIAN = "debian"  # a .dsc and what it lists: as `dpkg-source -x` does
     ARCHIVE = "archive"  # one tar or zip file
+    GIT = "git"  # the tar of a commit (uklimg.gitsource)
 
 
 @dataclass(frozen=True)
 class LockedSource:
-    """What one SOURCE names: ``reference`` is its text after substitution, ``version`` "" for archives."""
+    """What one SOURCE names: ``reference`` is its text after substitution, ``version`` "" for archives, a commit
+    for git."""
 
     reference: str
     kind: SourceKind

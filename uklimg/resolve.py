@@ -78,6 +78,10 @@ class Resolver(Protocol):
 
     def archive(self, url: str, checksum: Digest | None, /) -> LockedFile: ...
 
+    def git(self, url: str, commit: str, /) -> tuple[str, LockedFile]:
+        """The commit that ``commit`` (a tag or branch, too) means now, and its tar."""
+        ...
+
 
 @dataclass(frozen=True)
 class ResolvedBase:
@@ -317,15 +321,14 @@ class _Resolution:
         what, reference = source.what, source_reference(source.what)
         if isinstance(what, ContextSource):
             return
-        if isinstance(what, GitSource):
-            raise UserError(
-                f"this version of uklimg cannot fetch {reference}", hint="name an archive of that commit: https://…"
-            )
 
         def find(resolver: Resolver) -> LockedSource:
             if isinstance(what, DebianSource):
                 version, files = resolver.source(base.definition, what.name, what.version)
                 return LockedSource(reference, SourceKind.DEBIAN, version, files)
+            if isinstance(what, GitSource):
+                commit, file = resolver.git(what.url, what.commit)
+                return LockedSource(reference, SourceKind.GIT, commit, (file,))
             file = resolver.archive(what.url, source.checksum)
             return LockedSource(reference, SourceKind.ARCHIVE, "", (file,))
 
@@ -344,7 +347,7 @@ def _package_text(package: Package) -> str:
 
 def _checkable(locked: LockedSource) -> tuple[Digest, ...]:
     """What --checksum may state: an archive's digest, a Debian source's .dsc, which has those of all other files."""
-    files = [file for file in locked.files if locked.kind is SourceKind.ARCHIVE or file.name.endswith(".dsc")]
+    files = [file for file in locked.files if locked.kind is not SourceKind.DEBIAN or file.name.endswith(".dsc")]
     if not files:
         raise UserError(f"{LOCK_NAME} has no .dsc file for {locked.reference}", hint="uklimg lock --update")
     return tuple(file.digest for file in files)

@@ -19,11 +19,17 @@ _TIMEOUTS = (15.0, 60.0)  # to connect, between two packets; seconds
 
 
 class HostResolver:
-    """``measure`` downloads a URL and returns digest and size in bytes."""
+    """``measure`` downloads a URL and returns digest and size in bytes; ``git`` is ``Resolver.git``."""
 
-    def __init__(self, debian: Debian, measure: Callable[[str], tuple[Digest, int]]) -> None:
+    def __init__(
+        self,
+        debian: Debian,
+        measure: Callable[[str], tuple[Digest, int]],
+        git: Callable[[str, str], tuple[str, LockedFile]],
+    ) -> None:
         self._debian = debian
         self._measure = measure
+        self._git = git
 
     def base(self, definition: BaseDefinition, /) -> tuple[LockedPackage, ...]:
         return self._debian.base(definition)
@@ -36,6 +42,9 @@ class HostResolver:
     def source(self, definition: BaseDefinition, name: str, version: str, /) -> tuple[str, tuple[LockedFile, ...]]:
         found = self._debian.source(definition, name, version)
         return found.version, found.files
+
+    def git(self, url: str, commit: str, /) -> tuple[str, LockedFile]:
+        return self._git(url, commit)
 
     def archive(self, url: str, checksum: Digest | None, /) -> LockedFile:
         """A stated checksum is believed: whoever downloads the file checks it."""

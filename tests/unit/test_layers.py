@@ -58,6 +58,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "store",
         "debian",
         "download",
+        "gitsource",
         "resolver",
         "baseimage",
         "imagebuild",

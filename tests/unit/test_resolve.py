@@ -90,6 +90,10 @@ class Archive:
         self.asked.append(f"archive {url}")
         return LockedFile(archive_name(url), checksum or Digest.of(url.encode()), 4, url)
 
+    def git(self, url: str, commit: str, /) -> tuple[str, LockedFile]:
+        self.asked.append(f"git {url} {commit}")
+        return "c" * 40, LockedFile("y.tar", Digest.of(url.encode()), 4, f"git+{url}#{'c' * 40}")
+
 
 def spec(text: str = UKLFILE) -> Spec:
     series = {"6.12": SeriesInfo("6.12", ())}
@@ -176,12 +180,22 @@ def test_checksums_are_compared_with_the_lock() -> None:
 
 
 def test_errors_of_the_resolver_get_a_place_and_do_not_hide_others() -> None:
-    text = UKLFILE.replace("debian:redis=5:8.0.2", "debian:unknown").replace(
-        "local /local", "git+https://x.org/y#v1 /g"
+    found = problems(
+        UKLFILE.replace("debian:redis=5:8.0.2", "debian:unknown").replace("debian:trixie", "debian:trixie")
     )
-    found = problems(text)
     assert found[0] == "Uklfile:2:1: Debian trixie has no source package 'unknown'"
-    assert "Uklfile:4:1: this version of uklimg cannot fetch git+https://x.org/y#v1" in found[1]
+
+
+def test_a_git_source_is_locked_as_a_commit() -> None:
+    text = UKLFILE.replace("local /local", "git+https://x.org/y#v1 /g")
+    result = resolved(text)
+    locked = result.sources["git+https://x.org/y#v1"]
+    assert (locked.kind, locked.version, len(locked.files)) == (SourceKind.GIT, "c" * 40, 1)
+    assert resolve(spec(text), result.lock, Folders(), None).sources == result.sources
+    right, wrong = locked.files[0].digest, Digest.of(b"wrong")
+    resolved(text.replace("SOURCE git", f"SOURCE --checksum={right} git"), result.lock)
+    (problem,) = problems(text.replace("SOURCE git", f"SOURCE --checksum={wrong} git"), result.lock)
+    assert f"git+https://x.org/y#v1 is {right}, not the --checksum {wrong}" in problem
 
 
 def test_what_is_not_supported_is_said() -> None:

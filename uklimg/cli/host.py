@@ -83,11 +83,16 @@ class Host:
         are. What asking the network takes is imported only when it is asked."""
 
         def download(blob: Blob, cancel: Event | None) -> None:
+            if blob.urls and blob.urls[0].startswith("git+"):
+                from uklimg.download import bring_commit
+
+                return bring_commit(blob, store, self.env, sink)
             from uklimg.fetch import DEBIAN, Fetcher, Mirrors
 
             wants_mirror = any(url.startswith(DEBIAN) for url in blob.urls)
             mirrors = Mirrors((self.mirror(),)) if wants_mirror else Mirrors()
             Fetcher(mirrors, store, sink, cancel=cancel).fetch(blob)
+            return None
 
         named = tuple(place_of(text, self.cwd, self.connect) for text in vendor)
         return Sources(store, lambda: (*named, *self._configured()), download, sink, offline=offline).fetch
@@ -106,9 +111,13 @@ class Host:
     def resolver(self, store: Store, sink: Sink) -> Iterator[HostResolver]:
         """Finds out what a lock lacks, with the host's apt in a folder of its own."""
         from uklimg.debian import Debian
-        from uklimg.download import measure
+        from uklimg.download import measure, measure_commit
         from uklimg.resolver import HostResolver
 
         with store.scratch() as folder:
             debian = Debian(self.mirror, proc.run, self.env, folder)
-            yield HostResolver(debian, lambda url: measure(url, store, sink))
+            yield HostResolver(
+                debian,
+                lambda url: measure(url, store, sink),
+                lambda url, commit: measure_commit(url, commit, store, self.env, sink),
+            )

@@ -165,7 +165,7 @@ def source(node: ast.Transfer, scope: Scope) -> Source:
     word = node.sources[0]
     checksum, strip, patch = (scope.flag(node, name) for name in ("checksum", "strip", "patch"))
     what = source_ref(scope.text(word), word.location)
-    if checksum and isinstance(what, ContextSource | GitSource):
+    if checksum and isinstance(what, ContextSource):
         raise UserError("--checksum is for archives that are fetched", location=checksum.location)
     return Source(
         location=node.location,
@@ -193,8 +193,9 @@ def source_ref(text: str, location: Location) -> SourceRef:
         return DebianSource(package.name, package.version)
     if text.startswith("git+"):
         url, _, commit = text.removeprefix("git+").partition("#")
-        if not re.match(r"https://[^/\s]+/\S+\Z", url):
+        if not re.match(r"https?://[^/\s]+/\S+\Z", url):
             raise UserError(f"{quoted(text)} is not a git source", hint="git+https://…#commit", location=location)
+        _check_url(url, location)
         if not _COMMIT.fullmatch(commit):
             raise UserError("a git source needs a commit", hint=f"{url}#commit", location=location)
         return GitSource(url, commit)
