@@ -14,6 +14,8 @@ from pathlib import Path
 
 from hypothesis import strategies as st
 
+from uklimg.advice.objects import ARCHIVE, scan_object
+from uklimg.advice.sources import scan_source
 from uklimg.cli.secrets import parse_secrets
 from uklimg.definitions import parse_base, parse_source
 from uklimg.digest import Digest
@@ -324,6 +326,68 @@ def words() -> st.SearchStrategy[object]:
     return st.one_of(st.lists(piece, max_size=12).map("".join), st.text(max_size=30))
 
 
+# --- Binaries
+
+
+def _object() -> bytes:
+    """A small relocatable object: the interpreter's own executable would be too large to mutate."""
+    header = bytearray(64 + 64 * 3 + 64)
+    header[:20] = b"\x7fELF\x02\x01\x01" + bytes(9) + b"\x01\x00\x3e\x00"
+    header[40:48] = (64).to_bytes(8, "little")
+    header[52:54], header[58:60] = (64).to_bytes(2, "little"), (64).to_bytes(2, "little")
+    header[60:62], header[62:64] = (3).to_bytes(2, "little"), (1).to_bytes(2, "little")
+    names = b"\0.strtab\0.symtab\0"
+    start = 64 + 64 * 3
+    header[start : start + len(names)] = names
+    for number, (name, kind, size) in enumerate([(0, 0, 0), (1, 3, len(names)), (9, 2, 24)]):
+        at = 64 + 64 * number
+        header[at : at + 8] = name.to_bytes(4, "little") + kind.to_bytes(4, "little")
+        header[at + 24 : at + 40] = start.to_bytes(8, "little") + size.to_bytes(8, "little")
+        header[at + 40 : at + 44] = (1).to_bytes(4, "little")
+        header[at + 56 : at + 64] = (24).to_bytes(8, "little")
+    return bytes(header)
+
+
+OBJECT = _object()
+
+
+def check_objects(value: object) -> None:
+    assert isinstance(value, tuple)
+    content = bytearray(OBJECT)
+    cut, changes, form = value
+    for at, byte in changes:
+        content[at % len(content)] = byte
+    data = bytes(content[: len(content) - cut])
+    if form:
+        header = b"a.o/".ljust(48) + str(len(data)).encode().ljust(10) + b"`\n"
+        data = ARCHIVE + header + data + b"\n" * (len(data) % 2)
+        data = data[: len(data) - form + 1]
+    for finding in scan_object(data, "f"):
+        assert "\n" not in finding.line()
+        assert finding.as_json()
+
+
+def binaries() -> st.SearchStrategy[object]:
+    interesting = st.sampled_from([0, 1, 2, 3, 4, 0x7F, 0x80, 0xFE, 0xFF, 56, 64])
+    change = st.tuples(st.integers(0, len(OBJECT)), interesting)
+    return st.tuples(st.integers(0, len(OBJECT)), st.lists(change, max_size=10), st.integers(0, 3))
+
+
+def check_sources(value: object) -> None:
+    assert isinstance(value, str)
+    lines = value.split("\n")
+    for finding in scan_source(value, "f"):
+        place = finding.location
+        assert 1 <= place.line <= len(lines)
+        assert 1 <= place.column <= len(lines[place.line - 1]) + 1
+
+
+def sources() -> st.SearchStrategy[object]:
+    words = ("/*", "*/", "//", "dlopen", "system(", "int ", "return ", "PROT_EXEC", "int $0x80", "%gs:", "::")
+    piece = st.sampled_from([*"(){};\n\n \"'\\*/&.", *words])
+    return st.one_of(st.lists(piece, max_size=30).map("".join), st.text(max_size=60))
+
+
 TARGETS = (
     Target("uklfile", uklfiles(), check_uklfile),
     Target("expand", expansions(), check_expand),
@@ -331,4 +395,6 @@ TARGETS = (
     Target("lock", st.one_of(_mutants([LOCK_TEXT], TOML_PIECES), st.text(max_size=60)), check_lock),
     Target("definitions", st.one_of(_mutants(DEFINITIONS, TOML_PIECES), st.text(max_size=60)), check_definitions),
     Target("words", words(), check_words),
+    Target("objects", binaries(), check_objects),
+    Target("sources", sources(), check_sources),
 )

@@ -32,6 +32,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "recipes",
         "plan",
         "guest",
+        "advice",
         "initialise",
         "walk",
         "blueprint",

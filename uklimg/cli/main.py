@@ -16,6 +16,7 @@ from typing import NoReturn, TextIO
 from uklimg import __version__
 from uklimg.cli import (
     build,
+    check,
     completion,
     diff,
     du,
@@ -45,6 +46,7 @@ from uklimg.settings import DEBUG_VARIABLE, NAME, read_settings
 
 VERBS: tuple[ModuleType, ...] = (
     init,
+    check,
     build,
     run,
     plan,
