@@ -140,6 +140,10 @@ class Executor:
         self._guard = threading.Lock()
         self._fetching: dict[Digest, threading.Lock] = {}
 
+    @property
+    def engine(self) -> Engine:
+        return self._engine
+
     def run(self, graph: Graph, places: Mapping[str, Location] | None = None, *, again: bool = False) -> Built:
         """Make the graph's target. ``again`` makes every step anew, whatever the store has (--no-cache).
 

@@ -22,6 +22,7 @@ from uklimg.recipes import init as init_recipe
 from uklimg.recipes.app import app_step
 from uklimg.recipes.initramfs import CopyInput, initramfs_step
 from uklimg.recipes.kernel import KernelConfig, kernel_step
+from uklimg.recipes.userland import userland_step
 from uklimg.resolve import ResolvedSpec
 from uklimg.spec.model import (
     BuildStage,
@@ -281,8 +282,6 @@ class _Planner:
         base = base_image.step_id(self._resolved.stage_bases[image.link.stage])
         kit = app = ""
         copies: list[CopyInput] = []
-        if image.userland != "none":
-            self._errors.append(_unsupported(f"USERLAND {image.userland}", image.location))
         try:
             kit = self._add(
                 kernel_step(base, self._resolved.kernel.folder, self._kernel_config(image), self._assets.link),
@@ -299,6 +298,8 @@ class _Planner:
             return ""
         packed = self._add(bzimage.bzimage_step(base=base, kit=kit, app=app, link=self._assets.link))
         init = self._add(init_recipe.init_step(base, self._assets.init))
+        userland = self._resolved.userland
+        trees = [Output(self._add(userland_step(base, userland), image.location))] if userland else []
         folders = tuple(dict.fromkeys([*image.volumes, *([image.workdir] if image.workdir != "/" else [])]))
         initramfs = self._add(
             initramfs_step(
@@ -306,6 +307,7 @@ class _Planner:
                 programs={image.link.name: None},
                 config=guest_config(run),
                 copies=copies,
+                trees=trees,
                 folders=folders,
             )
         )

@@ -30,6 +30,7 @@ from uklimg.lock import (
     packages_key,
 )
 from uklimg.spec.model import (
+    USERLANDS,
     BaseImage,
     BuildStage,
     ContextSource,
@@ -100,7 +101,7 @@ class ResolvedSpec:
     """A spec with all it needs. ``lock`` is the given one with what was missing; ``used`` are the keys in use.
 
     ``bases`` by folder name, ``stage_bases`` the base image's folder name by build stage, ``sources`` by reference,
-    ``packages`` by the place of PACKAGES or DEPENDS, ``libraries`` by name.
+    ``packages`` by the place of PACKAGES or DEPENDS, ``libraries`` by name, ``userland`` what USERLAND stands for.
     """
 
     spec: Spec
@@ -112,6 +113,7 @@ class ResolvedSpec:
     libraries: Mapping[str, ResolvedComponent]
     lock: Lock
     used: frozenset[EntryKey]
+    userland: LockedPackages | None = None
 
     def base_of(self, stage: str) -> ResolvedBase:
         """The base image at the bottom of a build stage."""
@@ -173,6 +175,7 @@ class _Resolution:
             self._try(stage.location, partial(self._stage, stage))
         for copy in self._spec.image.copies:
             self._try(copy.location, partial(self._origin, copy.origin))
+        userland = self._try(self._spec.image.location, self._userland)
         if self._errors:
             raise UserErrors(self._errors)
         if kernel is None:
@@ -187,6 +190,7 @@ class _Resolution:
             libraries=self._libraries,
             lock=self._lock.with_missing(self._used.values()),
             used=frozenset(self._used),
+            userland=userland,
         )
 
     def _try(self, location: Location, action: Callable[[], T]) -> T | None:
@@ -314,6 +318,21 @@ class _Resolution:
         self._packages[location] = entry
         self._asked[stage] = (*after, *names)
         self._installed[stage] = (*installed, *entry.packages)
+
+    def _userland(self) -> LockedPackages | None:
+        """The packages of USERLAND, beside the base image of LINK's stage; None for none of them, or for an error
+        that has been told."""
+        image = self._spec.image
+        names, base = USERLANDS[image.userland], self._bases.get(self._stage_bases.get(image.link.stage, ""))
+        if not names or base is None:
+            return None
+        name, installed = base.definition.name, base.locked.packages
+        return self._entry(
+            LockedPackages,
+            packages_key(name, (), names),
+            f"the packages {' '.join(names)}",
+            lambda resolver: LockedPackages(name, (), names, resolver.packages(base.definition, names, installed)),
+        )
 
     # --- sources
 

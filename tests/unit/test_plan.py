@@ -15,6 +15,7 @@ from uklimg.lock import Lock
 from uklimg.plan import Assets, Options, Plan, Selected, plan
 from uklimg.recipes import toolchain
 from uklimg.recipes.image import run_config_of
+from uklimg.recipes.userland import STEP_ID
 from uklimg.resolve import resolve
 from uklimg.spec import SeriesInfo, build_spec
 from uklimg.uklfile.parser import parse
@@ -226,12 +227,21 @@ def test_packages_are_inputs_of_their_step() -> None:
     assert [found.name for found in step.inputs.values() if isinstance(found, Blob)] == ["ninja-build_1_amd64.deb"]
 
 
+def test_a_userland_is_a_step_of_its_own_that_only_the_initramfs_reads() -> None:
+    plain, wanted = planned().graph, planned(UKLFILE.replace("VOLUME", "USERLAND busybox\nVOLUME")).graph
+    assert STEP_ID not in plain.keys
+    assert planned(UKLFILE.replace("VOLUME", "USERLAND none\nVOLUME")).graph.keys == plain.keys
+    step = wanted.step(STEP_ID)
+    assert [found.name for found in step.inputs.values() if isinstance(found, Blob)] == ["busybox-static_1_amd64.deb"]
+    assert wanted.step("initramfs").inputs["tree:0"] == Output(STEP_ID)
+    changed = {name for name, key in wanted.keys.items() if plain.keys.get(name) != key}
+    assert changed == {STEP_ID, "initramfs", "image"}
+
+
 def test_what_cannot_be_done_yet_is_said_at_its_place_all_at_once() -> None:
     text = UKLFILE.replace("RUN make", "RUN make\nDEPENDS debian:zlib1g-dev")
-    text = text.replace("VOLUME", "USERLAND busybox\nVOLUME")
     assert problems(text) == [
         "Uklfile:6:1: this version of uklimg does not support DEPENDS yet",
-        "Uklfile:7:1: this version of uklimg does not support USERLAND busybox yet",
     ]
 
 

@@ -133,6 +133,17 @@ def test_everything_that_is_missing_is_found_once() -> None:
     assert {entry.key for entry in result.lock.entries} == result.used
 
 
+def test_a_userland_is_locked_as_packages_beside_the_base_image() -> None:
+    text = UKLFILE.replace("CMD", "USERLAND busybox\nCMD")
+    archive = Archive()
+    result = resolve(spec(text), Lock(), Folders(), archive)
+    assert archive.asked[-1] == "packages busybox-static on gcc libc6-dev"
+    assert result.userland is not None
+    assert result.userland.packages == (package("busybox-static"),)
+    assert resolve(spec(text), result.lock, Folders(), None).userland == result.userland
+    assert resolved().userland is None
+
+
 def test_a_complete_lock_needs_no_resolver_and_stays_as_it_is() -> None:
     lock = resolved().lock
     again = resolve(spec(), lock, Folders(), None)

@@ -19,6 +19,11 @@ EXAMPLES: Mapping[str, tuple[tuple[str, str], ...]] = {
         ("uklimg run -m 512M --cpus 2 redis:8 redis-server --save ''", "another command, more of the machine"),
         ("uklimg run -v ./data:/data -e LOG=debug server", "a folder and a variable for the program"),
     ),
+    "test": (
+        ("uklimg test", "build the image of this folder's Uklfile, boot it and run its TEST commands"),
+        ("uklimg test apps/memcached set-get", "one test of the Uklfile there"),
+        ("uklimg test --format json --timeout 300 .", "for a program to read, on a slow machine"),
+    ),
     "plan": (
         ("uklimg plan", "which steps `build` would run, why, and how long that may take"),
         ("uklimg plan --target build --format json", "one stage, for a program to read"),

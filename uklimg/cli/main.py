@@ -36,6 +36,7 @@ from uklimg.cli import (
     run,
     save,
     tag,
+    test,
     vendor,
     verify,
 )
@@ -49,6 +50,7 @@ VERBS: tuple[ModuleType, ...] = (
     check,
     build,
     run,
+    test,
     plan,
     explain,
     lock,

@@ -44,18 +44,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-e", "--env", metavar="NAME=VALUE", action="append", default=[], help="set a variable")
     parser.add_argument("--rm", action="store_true", help="accepted and always true: nothing stays behind")
     parser.add_argument("--boot", choices=(VMLINUX, BZIMAGE), default=VMLINUX, help="which kernel file (vmlinux)")
-    parser.add_argument(
-        "--accel",
-        choices=("auto", *(accel.value for accel in Accel)),
-        default="auto",
-        help="KVM or emulation (auto: KVM if a kernel boots under it)",
-    )
-    parser.add_argument(
-        "--machine",
-        choices=tuple(kind.value for kind in MachineType),
-        default=MachineType.Q35.value,
-        help=f"what the virtual machine is like ({MachineType.Q35.value})",
-    )
+    add_machine(parser)
     parser.add_argument("--no-network", action="store_true", help="give the guest no network device")
     parser.add_argument("--cmdline", metavar="TEXT", default="", help="further kernel parameters")
     parser.add_argument(
@@ -72,6 +61,22 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("arguments", metavar="ARG", nargs=argparse.REMAINDER, help="in place of the image's command")
 
 
+def add_machine(parser: argparse.ArgumentParser) -> None:
+    """What kind of virtual machine; also for `uklimg test`."""
+    parser.add_argument(
+        "--accel",
+        choices=("auto", *(accel.value for accel in Accel)),
+        default="auto",
+        help="KVM or emulation (auto: KVM if a kernel boots under it)",
+    )
+    parser.add_argument(
+        "--machine",
+        choices=tuple(kind.value for kind in MachineType),
+        default=MachineType.Q35.value,
+        help=f"what the virtual machine is like ({MachineType.Q35.value})",
+    )
+
+
 def run(args: argparse.Namespace, host: Host) -> int:
     wanted = run_options(args, host)
     qemu, env = Qemu(), host.env
@@ -80,11 +85,7 @@ def run(args: argparse.Namespace, host: Host) -> int:
         image = _image(args.ref, host, store, sink)
         vmlinux, initrd = boot_file(store, image, oci.VMLINUX), boot_file(store, image, oci.INITRAMFS)
         kernel = vmlinux if args.boot == VMLINUX else boot_file(store, image, oci.BZIMAGE)
-        if args.accel == "auto":
-            state = host.settings.state / ACCEL
-            accel = find_accel(qemu, vmlinux, state=state, env=env, note=lambda text: sink(Note(text))).accel
-        else:
-            accel = Accel(args.accel)
+        accel = accel_of(args.accel, host, vmlinux, sink)
     machine, guest = configure(image.run, kernel, initrd, replace(wanted, accel=accel))
     with Stops() as stops:
         stdin = sys.stdin.fileno() if args.interactive else None
@@ -108,11 +109,20 @@ def run_options(args: argparse.Namespace, host: Host) -> RunOptions:
         grace=args.stop_timeout,
         verbose=args.verbose,
         gdb=args.gdb,
-        tsc_khz=host_tsc_khz(_cpuinfo()),
+        tsc_khz=host_tsc_khz(cpuinfo()),
     )
 
 
-def _cpuinfo() -> str:
+def accel_of(wanted: str, host: Host, vmlinux: Path, sink: Console) -> Accel:
+    """What --accel asks for; "auto" tries KVM with the kernel ``vmlinux``, once on a machine."""
+    if wanted != "auto":
+        return Accel(wanted)
+    state = host.settings.state / ACCEL
+    return find_accel(Qemu(), vmlinux, state=state, env=host.env, note=lambda text: sink(Note(text))).accel
+
+
+def cpuinfo() -> str:
+    """What the kernel says about this machine's processors, "" where it says nothing."""
     try:
         return Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:

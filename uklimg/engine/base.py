@@ -76,7 +76,8 @@ class Job:
     """One command to run. ``name`` is for messages. ``env`` is added to the environment that all steps have.
 
     ``output`` is an empty folder: a TREE job finds it writable at /out; for a ROOTFS job the engine writes the
-    container's changes there. ``log`` gets every line that the command prints.
+    container's changes there. ``log`` gets every line that the command prints. ``network``: the host's own, so that
+    what listens on its loopback interface is reached.
     """
 
     name: str

@@ -2,8 +2,9 @@
 
     app.py PROGRAM LINK-ARGUMENT...
 
-Runs link.py (in the folder ``link`` beside this file's) with ``--object`` and ``--info`` in front of the
-arguments. Exit status: that of ``ukl-find`` or link.py.
+PROGRAM may be the script that libtool leaves in place of a program that is not installed yet. Runs link.py (in the
+folder ``link`` beside this file's) with ``--object`` and ``--info`` in front of the arguments. Exit status: that of
+``ukl-find`` or link.py.
 """
 
 from __future__ import annotations
@@ -12,13 +13,25 @@ import subprocess
 import sys
 from pathlib import Path
 
+# The second line of such a script (build-aux/ltmain.sh, func_emit_wrapper).
+LIBTOOL = b"temporary wrapper script for .libs/"
+
+
+def behind_libtool(program: Path) -> Path:
+    """The program itself where ``program`` is libtool's script, else ``program``."""
+    with program.open("rb") as file:
+        start = file.read(4096)
+    real = program.parent / ".libs" / program.name
+    return real if start.startswith(b"#!") and LIBTOOL in start and real.is_file() else program
+
 
 def main() -> int:
     program, *arguments = sys.argv[1:]
     if not Path(program).is_file():
         print(f"ukl-link: {program} is not there; did the build stage make it?", file=sys.stderr)
         return 1
-    found = subprocess.run(["ukl-find", program], stdout=subprocess.PIPE, text=True, check=False)
+    argv = ["ukl-find", str(behind_libtool(Path(program)))]
+    found = subprocess.run(argv, stdout=subprocess.PIPE, text=True, check=False)
     if found.returncode:
         return found.returncode
     obj = Path(found.stdout.strip())

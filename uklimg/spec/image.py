@@ -10,6 +10,8 @@ from uklimg.errors import Location, UserError
 from uklimg.spec import values
 from uklimg.spec.model import (
     DEFAULT_MEMORY,
+    DEFAULT_SHELL,
+    USERLANDS,
     BuildStage,
     Command,
     Copy,
@@ -24,7 +26,7 @@ from uklimg.spec.model import (
     StageRef,
 )
 from uklimg.spec.scope import Scope, checked, environment
-from uklimg.spec.stages import workdir
+from uklimg.spec.stages import shell_command, workdir
 from uklimg.spec.transfer import Names, copy
 from uklimg.spec.values import BadValueError, quoted
 from uklimg.uklfile import ast
@@ -44,6 +46,9 @@ _NOT_HERE = {
     "USER": "the program is part of the kernel and runs as root",
     "SHELL": "there is no shell; CMD and ENTRYPOINT take the JSON form",
 }
+_LINKED = "a program is linked from a build stage, where the compiler wrapper kept its objects"
+_TESTED = "tests run in containers of build stages"
+_RUNNING, _ENDED = "running", "ended"  # what the program is like when a test runs
 _RESERVED = ("/", "/proc", "/sys", "/dev", "/ukl")
 # Files of the initramfs that make it start: PID 1, what it reads, its console, and below /ukl the programs' names.
 _OURS = ("/init", "/etc/uklimg/run.conf", "/dev/console", "/ukl")
@@ -316,22 +321,21 @@ class _Reader:
             place = name.location if name else word.location
             hint = "letters, digits and ._+-; LINK --name= gives another"
             raise UserError(f"{quoted(program)} cannot name a program", hint=hint, location=place)
-        return Link(directive.location, self.link_stage(directive), path, program)
+        return Link(directive.location, self.stage_of(directive, _LINKED), path, program)
 
-    def link_stage(self, directive: ast.Transfer) -> str:
-        """The stage named by --from; without it the only build stage there is."""
+    def stage_of(self, directive: ast.AnyDirective, why: str) -> str:
+        """The stage named by --from, without it the only build stage there is; ``why`` it has to be one."""
         flag = directive.flag("from")
         if flag is None:
             if len(self.stages) != 1:
                 known = ", ".join(stage.name for stage in self.stages) or "none"
                 hint = f"build stages: {known}"
-                raise UserError("LINK needs --from=", hint=hint, location=directive.location)
+                raise UserError(f"{directive.keyword} needs --from=", hint=hint, location=directive.location)
             return self.stages[0].name
         name = self.scope.text(ast.Word(flag.value or "", flag.location))
         origin = self.names.origin(name, flag.location)
         if not isinstance(origin, StageRef):
-            hint = "a program is linked from a build stage, where the compiler wrapper kept its objects"
-            raise UserError(f"{quoted(name)} is not a build stage", hint=hint, location=flag.location)
+            raise UserError(f"{quoted(name)} is not a build stage", hint=why, location=flag.location)
         return origin.name
 
     def read_command(self, directive: ast.Command) -> None:
@@ -355,7 +359,23 @@ class _Reader:
             raise UserError(f"{quoted(name)} cannot name a test", location=directive.name.location)
         if name in self.tests:
             raise UserError(f"a second test {quoted(name)}", location=directive.name.location)
-        self.tests[name] = ImageTest(directive.location, name, _command(directive))
+        command = directive.command
+        assert command is not None, "the parser gives TEST a command"
+        argv, files = shell_command(command, directive.heredocs, DEFAULT_SHELL)
+        when, timeout = self.scope.flag(directive, "when"), self.scope.flag(directive, "timeout")
+        if when and when.text not in (_RUNNING, _ENDED):
+            raise UserError(f"--when is {_RUNNING} or {_ENDED}, not {quoted(when.text)}", location=when.location)
+        nanoseconds = checked(values.duration, timeout.text, timeout.location, "--timeout: ") if timeout else 0
+        self.tests[name] = ImageTest(
+            location=directive.location,
+            name=name,
+            argv=argv,
+            text=command.text,
+            stage=self.stage_of(directive, _TESTED) if directive.flag("from") else "",
+            ended=when.text == _ENDED if when else None,
+            files=files,
+            timeout=-(-nanoseconds // 10**9),
+        )
 
     def read_healthcheck(self, directive: ast.NamedCommand) -> Healthcheck:
         kind = directive.name.text.upper()
@@ -399,6 +419,7 @@ def _as_json(directive: ast.Command) -> str:
 
 
 def _userland(text: str) -> str:
-    if not re.fullmatch(r"[a-z][a-z0-9-]{0,62}", text, re.ASCII):
-        raise BadValueError(f"{quoted(text)} cannot name a userland", "busybox or none")
+    if text not in USERLANDS:
+        near = did_you_mean(text.lower(), USERLANDS)
+        raise BadValueError(f"unknown userland {quoted(text)}", near or f"there is {', '.join(USERLANDS)}")
     return text

@@ -6,6 +6,7 @@ normalised, never leave it, and may hold wildcards where the field says so. ``lo
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -17,6 +18,8 @@ Environment: TypeAlias = tuple[tuple[str, str], ...]  # sorted by name, each nam
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 DEFAULT_SHELL = ("/bin/sh", "-c")
 DEFAULT_MEMORY = 256 << 20
+USERLANDS: Mapping[str, tuple[str, ...]] = {"none": (), "busybox": ("busybox-static",)}
+"""What USERLAND may name, and the Debian packages that it consists of."""
 HEREDOC_FOLDER = "/dev/pipes"  # where BuildKit puts a heredoc that is a script with a #! line
 
 
@@ -287,11 +290,22 @@ class Healthcheck:
 
 @dataclass(frozen=True)
 class ImageTest:
-    """A command that ``uklimg test`` runs against the booted image."""
+    """A command that ``uklimg test`` runs against the booted image, in a container of the build stage ``stage``
+    ("" for LINK's).
+
+    ``argv``, the shell included, and ``files`` as for Run; ``text`` is the command as written. ``ended``: when the
+    program has ended by itself, not while it runs; None where the Uklfile leaves that open. ``timeout`` in seconds,
+    0 = the default.
+    """
 
     location: Location
     name: str
-    command: Command
+    argv: tuple[str, ...]
+    text: str
+    stage: str
+    ended: bool | None
+    files: tuple[HeredocFile, ...] = ()
+    timeout: int = 0
 
 
 @dataclass(frozen=True)

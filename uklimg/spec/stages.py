@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from uklimg.errors import UserError
@@ -112,7 +113,7 @@ class _Reader:
         return tuple(sorted(found.values(), key=lambda package: (package.recipe, package.name)))
 
     def run(self, directive: ast.Command) -> Run:
-        argv, files = self.run_command(directive)
+        argv, files = shell_command(directive.command, directive.heredocs, self.scope.shell)
         network = directive.flag("network")
         if network and network.value not in ("default", "none"):
             raise UserError(
@@ -134,26 +135,27 @@ class _Reader:
             proxies=self.scope.arguments.proxies() if online else (),
         )
 
-    def run_command(self, directive: ast.Command) -> tuple[tuple[str, ...], tuple[HeredocFile, ...]]:
-        """The whole argv. A command that is one heredoc is that script; other heredocs are the shell's own."""
-        command = directive.command
-        if command.argv is not None:
-            if not command.argv:
-                raise UserError("an empty command", location=command.location)
-            return command.argv, ()
-        shell = self.scope.shell
-        if not directive.heredocs:
-            return (*shell, command.text), ()
-        first = directive.heredocs[0]
-        if len(directive.heredocs) > 1 or parse_heredoc(command.text, command.location) is None:
-            bodies = "".join(f"\n{heredoc.content}{heredoc.name}" for heredoc in directive.heredocs)
-            return (*shell, command.text + bodies), ()
-        content = chomped(first, first.content)
-        if not content.startswith("#!"):
-            return (*shell, content), ()
-        if not re.fullmatch(r"[A-Za-z0-9_.-]+", first.name) or first.name in (".", ".."):
-            raise UserError(f"{quoted(first.name)} cannot name a script", location=first.location)
-        return (*shell, f"{HEREDOC_FOLDER}/{first.name}"), (HeredocFile(first.name, content.encode(), 0o755),)
+
+def shell_command(
+    command: ast.CommandLine, heredocs: Sequence[ast.Heredoc], shell: tuple[str, ...]
+) -> tuple[tuple[str, ...], tuple[HeredocFile, ...]]:
+    """The whole argv. A command that is one heredoc is that script; other heredocs are the shell's own."""
+    if command.argv is not None:
+        if not command.argv:
+            raise UserError("an empty command", location=command.location)
+        return command.argv, ()
+    if not heredocs:
+        return (*shell, command.text), ()
+    first = heredocs[0]
+    if len(heredocs) > 1 or parse_heredoc(command.text, command.location) is None:
+        bodies = "".join(f"\n{heredoc.content}{heredoc.name}" for heredoc in heredocs)
+        return (*shell, command.text + bodies), ()
+    content = chomped(first, first.content)
+    if not content.startswith("#!"):
+        return (*shell, content), ()
+    if not re.fullmatch(r"[A-Za-z0-9_.-]+", first.name) or first.name in (".", ".."):
+        raise UserError(f"{quoted(first.name)} cannot name a script", location=first.location)
+    return (*shell, f"{HEREDOC_FOLDER}/{first.name}"), (HeredocFile(first.name, content.encode(), 0o755),)
 
 
 def workdir(directive: ast.Text, scope: Scope) -> None:

@@ -52,6 +52,7 @@ _VALUE, _VALUES, _BOOL = FlagKind.VALUE, FlagKind.VALUES, FlagKind.BOOL
 _COPY = {"from": _VALUE, "chown": _VALUE, "chmod": _VALUE, "link": _BOOL, "parents": _BOOL, "exclude": _VALUES}
 _ADD = {"chown": _VALUE, "chmod": _VALUE, "link": _BOOL, "exclude": _VALUES, "checksum": _VALUE}
 _HEALTH = dict.fromkeys(("interval", "timeout", "start-period", "start-interval", "retries"), _VALUE)
+_TEST = dict.fromkeys(("from", "when", "timeout"), _VALUE)
 _SERIES = {"source": _VALUE, "patches": _VALUE}
 
 RULES: Mapping[str, Rule] = {
@@ -101,7 +102,7 @@ RULES: Mapping[str, Rule] = {
     "HEALTHCHECK": Rule(
         Shape.NAMED_COMMAND, Place.IMAGE, "HEALTHCHECK [--interval=30s] CMD command, or NONE", _HEALTH
     ),
-    "TEST": Rule(Shape.NAMED_COMMAND, Place.IMAGE, "TEST name command", least=2),
+    "TEST": Rule(Shape.NAMED_COMMAND, Place.IMAGE, "TEST name command", _TEST, heredocs=True, least=2),
 }
 
 HEREDOC_KEYWORDS = frozenset(name for name, rule in RULES.items() if rule.heredocs)
