@@ -257,5 +257,10 @@ class Graph:
             keys[step.id] = Digest.of_json(step.key_fields(keys))
         return keys
 
+    def blobs(self) -> frozenset[Digest]:
+        """The files that its steps start from."""
+        items = (item for step in self.steps for item in step.inputs.values())
+        return frozenset(item.digest for item in items if isinstance(item, Blob))
+
     def step(self, step_id: str) -> Step:
         return next(step for step in self.steps if step.id == step_id)

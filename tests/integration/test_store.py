@@ -436,7 +436,7 @@ def test_prune_keeps_what_tags_and_records_need(store: Store) -> None:
 
 def test_prune_frees_everything_when_nothing_is_kept(store: Store) -> None:
     add_tree(store)
-    assert store.du().blobs > len(BIG) and store.du().trees > len(BIG)
+    assert store.du().blobs > len(BIG) and store.du().trees >= len(BIG)
     pruned = store.prune(lambda record: False)
     assert pruned.freed > 2 * len(BIG)
     assert (store.du().blobs, store.du().trees) == (0, 0)

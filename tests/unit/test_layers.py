@@ -48,6 +48,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "context",
         "mirror",
         "settings",
+        "storelimit",
         "roottree",
         "copyfiles",
         "room",

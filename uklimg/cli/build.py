@@ -6,7 +6,7 @@ import argparse
 import os
 
 from uklimg import blueprints, oci
-from uklimg.cli import caching, options, plan
+from uklimg.cli import caching, options, plan, prune
 from uklimg.cli.host import Host
 from uklimg.cli.secrets import read_secrets
 from uklimg.console import Console, console
@@ -14,6 +14,7 @@ from uklimg.errors import InternalError, UserError
 from uklimg.events import Note
 from uklimg.ref import Reference
 from uklimg.room import memory_available, processors, steps_at_once
+from uklimg.storelimit import configured_limit
 
 NAME = "build"
 HELP = "build an image from a Uklfile"
@@ -62,14 +63,16 @@ def _build(
 ) -> tuple[oci.Descriptor, list[str], tuple[str, ...]]:
     """The image (or the stage's root file system), the names it got, and the steps that ran."""
     caches = caching.locations(args)
+    limit = configured_limit(host.settings.config)
     project = options.project_of(args, host)
     store = host.store(sink)
     secrets = read_secrets(args.secret, host.environ, host.cwd)
-    with store.session():
+    with store.session() as session:
         found = options.resolved(args, project, host, store, sink, write=not args.locked)
         made = options.planned(args, project, found)
         for place, text in made.warnings:
             sink(Note(f"{place}: {text}", warning=True))
+        session.declare(made.graph.keys.values(), made.graph.blobs())
         with caching.sharing(host, store, caches, made.graph.keys.values(), sink) as importer:
             lookup = importer.lookup if importer else None
             executor = host.executor(
@@ -98,6 +101,8 @@ def _build(
                 mode=args.blueprint,
                 anew=bool(built.ran),
             )
+    if built.ran:
+        prune.keep_within(limit, host, store, sink)
     return root, tags, built.ran
 
 

@@ -22,9 +22,11 @@ from uklimg.digest import JSON, Digest
 from uklimg.errors import CorruptError, InternalError
 from uklimg.events import Note, Sink, discard
 from uklimg.graph import Kind
-from uklimg.store import gc, trees
+from uklimg.store import gc, sessions, trees
 from uklimg.store.cache import Cache, Record, StepResult, manifest_of
 from uklimg.store.layout import Layout, reported
+from uklimg.store.sessions import Session
+from uklimg.store.usage import ResultUsage, Usage
 
 Fields = Mapping[str, JSON]
 
@@ -46,15 +48,20 @@ class Store(Layout):
     # Living together
 
     @contextmanager
-    def session(self) -> Iterator[None]:
-        """Held by whoever adds to the store, until what it added has a tag or a record. Several may hold it."""
-        with locks.locked(self._live, shared=True):
-            self.sweep()
-            yield
+    def session(self) -> Iterator[Session]:
+        """Held by whoever adds to the store, until what it added has a tag or a record. Several may hold it.
 
-    @property
-    def _live(self) -> Path:
-        return self.locks / "live.lock"
+        Whoever knows what it needs declares it (``Session.declare``), so that ``prune`` need not wait. Results that
+        were declared count as used when the session ends.
+        """
+        with sessions.session(self.locks) as session:
+            self.sweep()
+            try:
+                yield session
+            finally:
+                # What others need is touched last, so that it is the last to go.
+                for key in reversed(session.keys):
+                    self._cache.touch(key)
 
     @contextmanager
     def key_lock(self, key: Digest, cancel: threading.Event | None = None) -> Iterator[None]:
@@ -263,13 +270,27 @@ class Store(Layout):
 
     # Making room
 
-    def prune(self, keep: Callable[[Record], bool] = lambda record: True) -> gc.Pruned:
-        """Remove every blob, tree and log that no tag and no record that ``keep`` accepts needs.
+    def prune(
+        self,
+        keep: Callable[[Record], bool] = lambda record: True,
+        *,
+        limit: int | None = None,
+        mounts: bool = False,
+        dry: bool = False,
+        wait: bool = False,
+        engine: Callable[[frozenset[Digest]], None] | None = None,
+    ) -> gc.Pruned:
+        """Remove every blob, tree and log that no tag, no live build and no record that ``keep`` accepts needs.
 
-        ToolError when a build or another program holds a ``session``.
+        See ``gc.Request``. Works beside builds that have declared what they need; while others hold a ``session``, it
+        waits or is a BusyError.
         """
-        return gc.prune(self, self._cache, self._live, keep)
+        return gc.prune(self, self._cache, gc.Request(keep, limit, mounts, dry, wait, engine))
 
-    def du(self) -> gc.Usage:
+    def du(self) -> Usage:
         """What the store takes on disk."""
-        return gc.usage(self.root)
+        return self.du_results()[0]
+
+    def du_results(self) -> tuple[Usage, tuple[ResultUsage, ...]]:
+        """That, and what each result takes, the largest first."""
+        return gc.usage(self, self._cache)
