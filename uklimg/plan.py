@@ -21,9 +21,9 @@ from uklimg.recipes import image as image_recipe
 from uklimg.recipes import init as init_recipe
 from uklimg.recipes.app import app_step
 from uklimg.recipes.initramfs import CopyInput, initramfs_step
-from uklimg.recipes.kernel import KernelConfig, kernel_step
+from uklimg.recipes.kernel import KernelConfig, KernelOverride, kernel_step
 from uklimg.recipes.userland import userland_step
-from uklimg.resolve import ResolvedSpec
+from uklimg.resolve import ResolvedSpec, kernel_is_local
 from uklimg.spec.model import (
     BuildStage,
     ContextSource,
@@ -109,7 +109,7 @@ def run_config(resolved: ResolvedSpec) -> RunConfig:
         cpus=image.cpus,
         cmdline=" ".join(_parameter(word) for word in image.cmdline),
         ukl_options=image.ukl_options,
-        kernel_version=resolved.kernel.locked.version,
+        kernel_version=resolved.kernel_version,
         libc_version=resolved.libc_version,
         labels=dict(image.labels),
     )
@@ -284,7 +284,13 @@ class _Planner:
         copies: list[CopyInput] = []
         try:
             kit = self._add(
-                kernel_step(base, self._resolved.kernel.folder, self._kernel_config(image), self._assets.link),
+                kernel_step(
+                    base,
+                    self._resolved.kernel.folder,
+                    self._kernel_config(image),
+                    self._assets.link,
+                    self._kernel_override(image),
+                ),
                 image.location,
             )
             app = self._app(image, kit)
@@ -325,6 +331,22 @@ class _Planner:
             inside=self._assets.inside,
         )
         return self._add(step, link.location)
+
+    def _kernel_override(self, image: ImageStage) -> KernelOverride | None:
+        """What KERNEL takes from the build context; None leaves the step as it is without KERNEL."""
+        found = image.kernel
+        if found is None or not (found.patches or kernel_is_local(found)):
+            return None
+
+        def chosen(path: str) -> tuple[ContextTree, str]:
+            selected = self._select((literal(path),), (), found.location)
+            return selected.tree, unescaped(selected.sources[0])
+
+        return KernelOverride(
+            version=self._resolved.kernel_version,
+            source=chosen(found.source) if kernel_is_local(found) else None,
+            patches=chosen(found.patches) if found.patches else None,
+        )
 
     def _kernel_config(self, image: ImageStage) -> KernelConfig:
         asked = image.kconfig_files

@@ -7,7 +7,7 @@ not locked: they are digested where the plan is made. Pure: definitions and reso
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol, TypeVar
 
@@ -40,6 +40,7 @@ from uklimg.spec.model import (
     GitSource,
     OciImage,
     Origin,
+    Override,
     Package,
     Packages,
     Run,
@@ -115,6 +116,12 @@ class ResolvedSpec:
     used: frozenset[EntryKey]
     userland: LockedPackages | None = None
 
+    @property
+    def kernel_version(self) -> str:
+        """Of the kernel that is built; the lock's is another one when KERNEL takes the source from the context."""
+        override = self.spec.image.kernel
+        return (override.version if override else "") or self.kernel.locked.version
+
     def base_of(self, stage: str) -> ResolvedBase:
         """The base image at the bottom of a build stage."""
         return self.bases[self.stage_bases[stage]]
@@ -129,6 +136,11 @@ class ResolvedSpec:
         """Version of the libc that the program is linked with: Debian's, of the base image of LINK's stage."""
         packages = self.base_of(self.spec.image.link.stage).locked.packages
         return next(package.version for package in packages if package.name == "libc6-dev")
+
+
+def kernel_is_local(override: Override) -> bool:
+    """Whether KERNEL's --source= is a path of the build context."""
+    return bool(override.source) and not override.source.startswith(("https://", "http://"))
 
 
 def source_reference(what: SourceRef) -> str:
@@ -222,12 +234,54 @@ class _Resolution:
     def _kernel(self) -> ResolvedComponent:
         image = self._spec.image
         folder = self._definitions.kernel(image.series)
-        for word, override in (("KERNEL", image.kernel), ("GLIBC", image.glibc)):
-            version = folder.definition.version if word == "KERNEL" else ""
-            if override and (override.source or override.patches or override.version not in ("", version)):
-                problem = f"this version of uklimg cannot override the series' {word.lower()}"
-                raise UserError(problem, hint=f"remove {word}", location=override.location)
+        if image.glibc:
+            problem = "this version of uklimg has no C library of its own: programs are linked with the base image's"
+            raise UserError(problem, hint="remove GLIBC", location=image.glibc.location)
+        override = image.kernel
+        if override is None:
+            return self._component(ComponentKind.KERNEL, image.series, folder)
+        if override.source and not override.version:
+            raise UserError(
+                "KERNEL --source= without a version",
+                hint=f"which kernel it is, as in {folder.definition.version}",
+                location=override.location,
+            )
+        if not override.source and override.version not in ("", folder.definition.version):
+            raise UserError(
+                f"the series {image.series} is made for {folder.definition.version}",
+                hint=f"another version needs its tarball: KERNEL --source=https://… {override.version}",
+                location=override.location,
+            )
+        if override.source and not kernel_is_local(override):
+            return self._fetched_kernel(override, folder)
+        # Files of the context are not locked; the series' patches and its own source are.
         return self._component(ComponentKind.KERNEL, image.series, folder)
+
+    def _fetched_kernel(self, override: Override, folder: SourceFolder) -> ResolvedComponent:
+        """The series' patches and configuration on another tarball."""
+        series, patches = self._spec.image.series, folder.patches.digest
+
+        def find(resolver: Resolver) -> LockedComponent:
+            file = resolver.archive(override.source, None)
+            return LockedComponent(ComponentKind.KERNEL, series, override.version, file, patches)
+
+        key = (ComponentKind.KERNEL.value, series)
+        locked = self._entry(LockedComponent, key, f"kernel {override.version}", find)
+        wanted = (override.version, override.source, patches)
+        parts = [
+            part
+            for part, one, other in zip(
+                ("version", "source", "patches"),
+                (locked.version, locked.file.origin, locked.patches),
+                wanted,
+                strict=True,
+            )
+            if one != other
+        ]
+        if parts:
+            raise _outdated(f"kernel {series}", " and ".join(parts), series)
+        definition = replace(folder.definition, version=locked.version, file=locked.file, urls=(locked.file.origin,))
+        return ResolvedComponent(replace(folder, definition=definition), locked)
 
     def _library(self, name: str) -> None:
         if name not in self._libraries:

@@ -41,6 +41,7 @@ LABEL org.opencontainers.image.title=redis
 """
 SCRIPTS = (
     "kit.py",
+    "override.py",
     "link.py",
     "elf.py",
     "embed.py",
@@ -312,3 +313,36 @@ def test_a_link_that_would_be_copied_under_another_name_is_refused() -> None:
         "Uklfile:9:1: 'link' is a symbolic link to a file of another name "
         "(copy it by itself to a destination with its name)"
     ]
+
+
+def test_kernel_without_anything_of_its_own_changes_nothing() -> None:
+    assert changed(planned(), planned(UKLFILE.replace("LINK", "KERNEL 6.12.107\nLINK"))) == set()
+
+
+def test_a_kernel_with_patches_of_the_context() -> None:
+    text = UKLFILE.replace("LINK", "KERNEL --patches=mine\nLINK")
+    found = planned(text)
+    assert changed(planned(), found) == {"kernel-kit", "app:redis-server", "bzimage", "image"}
+    step = found.graph.step("kernel-kit")
+    assert isinstance(step.action, Container)
+    assert step.action.argv[2:5] == ("/run/ukl/link/override.py", "--more", "/in/more/mine")
+    assert isinstance(step.inputs["/in/more"], ContextTree) and "/in/patches" in step.inputs
+    assert changed(found, planned(text.replace("=mine", "=others"))) >= {"kernel-kit"}
+    # Scripts that only overrides use are in no other kernel's key.
+    link = {**ASSETS.link, "override.py": b"changed"}
+    assert changed(planned(), planned(assets=replace(ASSETS, link=link))) == set()
+    assert "kernel-kit" in changed(found, planned(text, assets=replace(ASSETS, link=link)))
+
+
+def test_a_kernel_from_the_context_or_from_elsewhere() -> None:
+    found = planned(UKLFILE.replace("LINK", "KERNEL --source=linux.tar.xz 6.12.200\nLINK"))
+    step = found.graph.step("kernel-kit")
+    assert isinstance(step.action, Container)
+    at = step.action.argv.index("--source")
+    assert step.action.argv[2] == "/run/ukl/link/kit.py" and step.action.argv[at + 1] == "/in/source/linux.tar.xz"
+    assert not any(isinstance(item, Blob) for item in step.inputs.values())
+    assert step.title == "kernel 6.12.200" and found.run.kernel_version == "6.12.200"
+    url = "https://example.org/linux-6.12.110.tar.xz"
+    fetched = planned(UKLFILE.replace("LINK", f"KERNEL --source={url} 6.12.110\nLINK"))
+    blob = fetched.graph.step("kernel-kit").inputs["/in/linux-6.12.110.tar.xz"]
+    assert isinstance(blob, Blob) and blob.urls == (url,) and fetched.run.kernel_version == "6.12.110"

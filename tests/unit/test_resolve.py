@@ -10,7 +10,7 @@ import pytest
 from uklimg.definitions import BaseDefinition, SourceDefinition, SourceFolder, parse_base, parse_source
 from uklimg.digest import Digest
 from uklimg.errors import InternalError, UserError, UserErrors
-from uklimg.lock import Lock, LockedFile, LockedPackage, SourceKind
+from uklimg.lock import ComponentKind, Lock, LockedComponent, LockedFile, LockedPackage, SourceKind
 from uklimg.patchset import PatchSet
 from uklimg.recipes.base_image import base_image_step, step_id
 from uklimg.resolve import ResolvedSpec, resolve
@@ -209,9 +209,60 @@ def test_a_git_source_is_locked_as_a_commit() -> None:
     assert f"git+https://x.org/y#v1 is {right}, not the --checksum {wrong}" in problem
 
 
+URL = "https://example.org/linux-6.12.110.tar.xz"
+
+
+def kernel(words: str) -> str:
+    return UKLFILE.replace("LINK", f"KERNEL {words}\nLINK")
+
+
+def test_another_kernel_is_locked_by_its_url() -> None:
+    text = kernel(f"--source={URL} 6.12.110")
+    result = resolved(text)
+    entry = result.lock.get(("kernel", "6.12"))
+    file = LockedFile("linux-6.12.110.tar.xz", Digest.of(URL.encode()), 4, URL)
+    assert entry == LockedComponent(ComponentKind.KERNEL, "6.12", "6.12.110", file, KERNEL.patches.digest)
+    assert result.kernel.folder.definition.version == result.kernel_version == "6.12.110"
+    assert result.kernel.folder.definition.urls == (URL,)
+    assert resolve(spec(text), result.lock, Folders(), None).kernel == result.kernel
+    # Neither the series' own kernel nor another URL is taken for it.
+    for other, part in (
+        (UKLFILE, "version and file"),
+        (kernel(f"--source={URL}.new 6.12.110"), "source"),
+        (kernel(f"--source={URL} 6.12.111"), "version"),
+    ):
+        (problem,) = problems(other, result.lock)
+        assert f"the {part} of kernel 6.12 changed since Uklfile.lock was made" in problem
+        assert "uklimg lock --update 6.12" in problem
+    moved = resolved(kernel(f"--source={URL} 6.12.111"), result.lock.without(["kernel"]))
+    assert moved.kernel_version == "6.12.111"
+
+
+def test_a_kernel_of_the_context_and_patches_leave_the_lock_as_it_is() -> None:
+    plain = resolved()
+    for words in ("6.12.107", "--patches=mine", "--source=linux.tar.xz 6.12.200", "--patches=mine 6.12.107"):
+        result = resolved(kernel(words))
+        assert result.lock == plain.lock
+        assert result.kernel.folder == KERNEL
+    assert resolved(kernel("--source=linux.tar.xz 6.12.200")).kernel_version == "6.12.200"
+    assert plain.kernel_version == "6.12.107"
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        ("6.12.110", "the series 6.12 is made for 6.12.107 (another version needs its tarball: KERNEL --source="),
+        (f"--source={URL}", "KERNEL --source= without a version (which kernel it is, as in 6.12.107)"),
+    ],
+)
+def test_kernels_that_cannot_be(words: str, problem: str) -> None:
+    (found,) = problems(kernel(words))
+    assert problem in found and found.startswith("Uklfile:10:1: ")
+
+
 def test_what_is_not_supported_is_said() -> None:
-    found = problems(UKLFILE.replace("LINK", "KERNEL --source=https://example.org/linux.tar.xz 6.12.108\nLINK"))
-    assert any("cannot override the series' kernel" in line for line in found)
+    found = problems(UKLFILE.replace("LINK", "GLIBC 2.41\nLINK"))
+    assert found[0].startswith("Uklfile:10:1: this version of uklimg has no C library of its own")
     found = problems(UKLFILE.replace("FROM debian:trixie AS build", "FROM registry.example.org/gcc:14 AS build"))
     assert any("cannot build on images of a registry such as registry.example.org/gcc:14" in line for line in found)
 

@@ -33,21 +33,48 @@ class KernelConfig:
     options: tuple[tuple[str, str], ...] = ()
 
 
-def kernel_step(base: str, folder: SourceFolder, config: KernelConfig, link: Mapping[str, bytes]) -> Step:
+@dataclass(frozen=True)
+class KernelOverride:
+    """What KERNEL takes from the build context. ``source``: a tree and the tarball's path in it, in place of the
+    folder's file; ``patches``: a tree and the path of a folder of patches on top of the series' own. ``version`` ""
+    is the folder's."""
+
+    version: str = ""
+    source: tuple[ContextTree, str] | None = None
+    patches: tuple[ContextTree, str] | None = None
+
+
+def kernel_step(
+    base: str,
+    folder: SourceFolder,
+    config: KernelConfig,
+    link: Mapping[str, bytes],
+    override: KernelOverride | None = None,
+) -> Step:
     """A TREE step: the kit of the kernel ``folder``, built in the rootfs of step ``base``.
 
     ``link`` has the contents of uklimg/link. UserError when the series has no fragment of a wanted name.
     """
     definition = folder.definition
+    override = override or KernelOverride()
     fragments = config_fragments(folder, config)
+    script: tuple[str, ...] = ("kit.py",)
+    more: tuple[str, ...] = ()
+    if override.patches is not None:
+        script, more = ("override.py", "kit.py"), ("--more", f"/in/more/{override.patches[1]}")
     inputs: dict[str, Input] = {
-        f"{HOME}/link": scripts(link, "kit.py"),
-        f"/in/{definition.file.name}": Blob(
-            definition.file.name, definition.file.digest, definition.file.size, definition.urls
-        ),
+        f"{HOME}/link": scripts(link, *script),
         "/in/patches": Inline(tuple(InlineFile(patch.name, patch.content) for patch in folder.patches.patches)),
         "/in/config": Inline(fragments),
     }
+    if override.patches is not None:
+        inputs["/in/more"] = override.patches[0]
+    if override.source is not None:
+        tree, path = override.source
+        source, inputs["/in/source"] = f"/in/source/{path}", tree
+    else:
+        source = f"/in/{definition.file.name}"
+        inputs[source] = Blob(definition.file.name, definition.file.digest, definition.file.size, definition.urls)
     paths = [f"/in/config/{fragment.path}" for fragment in fragments]
     if config.tree is not None:
         inputs["/in/files"] = config.tree
@@ -55,15 +82,16 @@ def kernel_step(base: str, folder: SourceFolder, config: KernelConfig, link: Map
         at = len(paths) - bool(config.options)
         paths[at:at] = [f"/in/files/{file}" for file in config.files]
     argv = python(
-        "link/kit.py",
-        *("--source", f"/in/{definition.file.name}"),
+        f"link/{script[0]}",
+        *more,
+        *("--source", source),
         *("--patches", "/in/patches"),
         *("--config", *paths),
         *("--out", "/out"),
     )
     return Step(
         id=STEP_ID,
-        title=f"kernel {definition.version}" + "".join(f" +{name}" for name in config.extras),
+        title=f"kernel {override.version or definition.version}" + "".join(f" +{name}" for name in config.extras),
         recipe="kernel-kit",
         recipe_version=RECIPE_VERSION,
         action=Container(rootfs=base, argv=argv),

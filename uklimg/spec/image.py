@@ -14,6 +14,7 @@ from uklimg.spec.model import (
     USERLANDS,
     BuildStage,
     Command,
+    ContextSource,
     Copy,
     Healthcheck,
     ImageStage,
@@ -24,10 +25,11 @@ from uklimg.spec.model import (
     Port,
     SeriesInfo,
     StageRef,
+    UrlSource,
 )
 from uklimg.spec.scope import Scope, checked, environment
 from uklimg.spec.stages import shell_command, workdir
-from uklimg.spec.transfer import Names, copy
+from uklimg.spec.transfer import Names, copy, source_ref
 from uklimg.spec.values import BadValueError, quoted
 from uklimg.uklfile import ast
 from uklimg.uklfile.directives import RULES, Place
@@ -284,12 +286,10 @@ class _Reader:
         if text and directive.keyword == "KERNEL" and not f"{text}.".startswith(f"{self.series.name}."):
             message = f"kernel {text} is not of the series {self.series.name}"
             raise UserError(message, hint="the series is the one that FROM names", location=location)
-        if source and not source.text:
-            raise UserError("--source= is empty", location=source.location)
         return Override(
             directive.location,
             text,
-            source.text if source else "",
+            _tarball(source.text, source.location) if source else "",
             checked(values.in_context, patches.text, patches.location) if patches else "",
         )
 
@@ -403,6 +403,16 @@ class _Reader:
             flag("start-interval", values.duration),
             flag("retries", lambda text: values.number(text, "a number of times")),
         )
+
+
+def _tarball(text: str, location: Location) -> str:
+    """A URL, or a path of the context, as ``Override`` has it."""
+    what = source_ref(text, location)
+    if isinstance(what, UrlSource):
+        return what.url
+    if isinstance(what, ContextSource):
+        return what.path
+    raise UserError(f"{quoted(text)} is not a tarball", hint="https://… or a path of the context", location=location)
 
 
 def _command(directive: ast.NamedCommand) -> Command:
