@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import stat
 import tarfile
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -98,13 +100,13 @@ RUN --mount=type=secret,id=file,required --mount=type=secret,id=file,target=/roo
     assert refused.err.count("\n") == 1
     assert "Uklfile:2:1: there is no secret 'file'" in refused.err
     options = ("--secret", "id=file,src=secret.txt", "--secret", "id=other,env=OTHER")
-    before = {path: path.stat().st_mtime_ns for path in every_file(store.root)}
+    before = every_file(store.root)
     found = project.stage(*options, OTHER="from the environment")
     assert found.status == 0
     assert SECRET not in found.err + found.out
     assert top_layer(store, key_of(project, "stage:build:1", *options[:2])) == ["kept"]
-    for path in every_file(store.root):
-        if before.get(path) != path.stat().st_mtime_ns and path.stat().st_size < 8 << 20:
+    for path, written in every_file(store.root).items():
+        if before.get(path) != written:
             content = path.read_bytes()
             assert SECRET.encode() not in content, path
             assert b"from the environment" not in content, path
@@ -112,11 +114,16 @@ RUN --mount=type=secret,id=file,required --mount=type=secret,id=file,target=/roo
     assert ran(project.stage(*options, OTHER="x")) == 0  # what a secret holds is in no key
 
 
-def every_file(root: Path) -> list[Path]:
-    """What the store holds, without unpacked trees and the engine's copies of root file systems."""
-    found = []
+def every_file(root: Path) -> dict[Path, int]:
+    """What the store holds, and when it was written; without unpacked trees, the engine's root file systems,
+    what is larger than any layer of this test, and what other builds have in hand."""
+    found: dict[Path, int] = {}
     for folder, folders, files in os.walk(root):
         if Path(folder) == root:
-            folders[:] = [name for name in folders if name not in ("trees", "engine")]
-        found += [path for name in files if (path := Path(folder, name)).is_file() and not path.is_symlink()]
+            folders[:] = [name for name in folders if name not in ("trees", "engine", "tmp", "locks")]
+        for name in files:
+            with suppress(FileNotFoundError):
+                info = Path(folder, name).lstat()
+                if stat.S_ISREG(info.st_mode) and info.st_size < 8 << 20:
+                    found[Path(folder, name)] = info.st_mtime_ns
     return found
