@@ -39,6 +39,7 @@ def initramfs(inputs: Mapping[str, Path], out: Path, params: JSON) -> None:
         _add_own(tree, inputs, wanted)
         with (out / OUTPUT).open("wb") as file:
             cpio.write(tree.entries(), file, mtime=EPOCH)
+        (out / OUTPUT).chmod(0o644)  # whatever the umask: a TREE's result holds the mode
 
 
 def minimal_root() -> list[cpio.Entry]:

@@ -136,7 +136,8 @@ def test_an_image_of_a_registry_is_made_again_from_what_it_carries(built: Built,
         assert built.uklimg("push", TAG, name).status == 0
         assert built.uklimg("push", TAG, f"{server.host}/team/hello:2").status == 0
         elsewhere = Project(tmp_path)
-        found = elsewhere.uklimg("--store", str(root), "verify", *REUSE, "--format", "json", name)
+        by_digest = f"{server.host}/team/hello@{built.digest}"
+        found = elsewhere.uklimg("--store", str(root), "verify", *REUSE, "--format", "json", by_digest)
         assert found.status == 0, found.err
         value = json.loads(found.out)
         assert value["same"] and value["rebuilt"] == value["digest"] == str(built.digest)
@@ -144,6 +145,10 @@ def test_an_image_of_a_registry_is_made_again_from_what_it_carries(built: Built,
         assert all(step["before"] == step["after"] for step in value["steps"])
         other = blueprints.read(Store(root), built.digest)
         assert other == carried(built)
+        # As the files for CI do: what was verified gets its name.
+        released = f"{server.host}/team/hello:released"
+        assert elsewhere.uklimg("--store", str(root), "tag", by_digest, released).status == 0
+        assert elsewhere.uklimg("--store", str(root), "push", released).out.endswith(f"@{built.digest}\n")
         # The list of a registry that keeps none itself; pushing twice made one entry.
         raw = skopeo(
             "inspect", "--raw", "--tls-verify=false", f"docker://{server.host}/team/hello:sha256-{built.digest.hex}"
@@ -174,8 +179,7 @@ def test_a_step_that_makes_other_bytes_each_time_is_named(built: Built, tmp_path
     assert "  src/stamp: differs from byte" in found.out
     assert "  src/hello" not in found.out
     if shutil.which("diffoscope"):
-        # Its report has the files' contents.
-        assert ("--- " in found.out and "│┄" in found.out) or "│  " in found.out
+        assert "├── src/stamp" in found.out
 
 
 def test_the_context_can_be_given_and_a_changed_one_is_noticed(built: Built, tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ from uklimg.console import Console, console
 from uklimg.errors import ToolError
 from uklimg.events import Note
 from uklimg.ref import Reference
-from uklimg.remote import client, referrers
 from uklimg.store import Store
 
 NAME = "pull"
@@ -28,6 +27,8 @@ def pulled(ref: Reference, store: Store, host: Host, sink: Console) -> oci.Descr
 
     A blueprint that cannot be brought is a warning: the image is complete without.
     """
+    from uklimg.remote import client, referrers  # imports much that only few commands need
+
     transport = client.connect(ref, host.environ, host.uid)
     root = client.pull(ref, store, transport, sink)
     try:
@@ -38,6 +39,16 @@ def pulled(ref: Reference, store: Store, host: Host, sink: Console) -> oci.Descr
     except ToolError as error:
         sink(Note(f"{ref} comes without its blueprint: {error.line()}", warning=True))
     return root
+
+
+def find_or_pull(text: str, host: Host, store: Store, sink: Console) -> tuple[str, oci.Descriptor]:
+    """The store's image; one that it lacks and that names a registry is pulled first. The caller holds a session."""
+    found = options.find_image(text, store)
+    if found is None and Reference.parse(text).host:
+        ref = Reference.parse(text)
+        sink(Note(f"{ref} is not in the store: pulling it"))
+        return str(ref), pulled(ref, store, host, sink)
+    return found if found is not None else options.image_of(text, store)
 
 
 def run(args: argparse.Namespace, host: Host) -> int:

@@ -9,7 +9,6 @@ from uklimg.cli import options
 from uklimg.cli.host import Host
 from uklimg.console import console
 from uklimg.ref import Reference
-from uklimg.remote import client, referrers
 
 NAME = "push"
 HELP = "send an image to a registry"
@@ -23,6 +22,8 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, host: Host) -> int:
+    from uklimg.remote import client, referrers  # imports much that only few commands need
+
     target = Reference.parse(args.to or args.ref).on_registry()
     with console(args.progress, host.stderr) as sink:
         store = host.store(sink)

@@ -10,15 +10,13 @@ from pathlib import Path
 from typing import BinaryIO
 
 from uklimg import oci
-from uklimg.cli import options
+from uklimg.cli import options, pull
 from uklimg.cli.host import Host
 from uklimg.console import Console, console
 from uklimg.errors import UserError
 from uklimg.events import Note
 from uklimg.guest.config import DEFAULT_GRACE
 from uklimg.oci import layer
-from uklimg.ref import Reference
-from uklimg.remote import client
 from uklimg.runner.accel import find_accel, host_tsc_khz
 from uklimg.runner.launch import launch
 from uklimg.runner.machine import Accel, MachineType
@@ -82,7 +80,9 @@ def run(args: argparse.Namespace, host: Host) -> int:
     qemu, env = Qemu(), host.env
     with console("auto", host.stderr) as sink:
         store = host.store(sink)
-        image = _image(args.ref, host, store, sink)
+        with store.session():
+            _, root = pull.find_or_pull(args.ref, host, store, sink)
+        image = options.read_image(store, root)
         vmlinux, initrd = boot_file(store, image, oci.VMLINUX), boot_file(store, image, oci.INITRAMFS)
         kernel = vmlinux if args.boot == VMLINUX else boot_file(store, image, oci.BZIMAGE)
         accel = accel_of(args.accel, host, vmlinux, sink)
@@ -142,18 +142,6 @@ def _variable(text: str, host: Host) -> tuple[str, str]:
     if not name or "\0" in text:
         raise UserError(f"{text!r} is not a variable", hint="-e NAME=VALUE")
     return name, value if equals else host.environ.get(name, "")
-
-
-def _image(text: str, host: Host, store: Store, sink: Console) -> oci.Image:
-    """The store's image; one that it lacks and that names a registry is pulled first."""
-    found = options.find_image(text, store)
-    if found is None and Reference.parse(text).host:
-        ref = Reference.parse(text)
-        sink(Note(f"{ref} is not in the store: pulling it"))
-        with store.session():
-            found = str(ref), client.pull(ref, store, client.connect(ref, host.environ, host.uid), sink)
-    root = found[1] if found is not None else options.image_of(text, store)[1]
-    return options.read_image(store, root)
 
 
 def boot_file(store: Store, image: oci.Image, role: str) -> Path:

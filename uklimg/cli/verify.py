@@ -14,7 +14,6 @@ from uklimg.digest import JSON
 from uklimg.errors import CorruptError, ToolError
 from uklimg.events import Note
 from uklimg.rebuild import Pair, Rebuilt, pairs, plan_again, rebuild
-from uklimg.ref import Reference
 from uklimg.room import memory_available, processors, steps_at_once
 from uklimg.store import Store
 
@@ -51,7 +50,7 @@ def run(args: argparse.Namespace, host: Host) -> int:
     with console(args.progress, host.stderr) as sink:
         store = host.store(sink)
         with store.session(), store.scratch() as scratch:
-            name, image = _image(args.ref, host, store, sink)
+            name, image = pull.find_or_pull(args.ref, host, store, sink)
             store.verify(image)
             carried = blueprints.needed(store, name, image.digest)
             (scratch / "project").mkdir()
@@ -81,16 +80,6 @@ def run(args: argparse.Namespace, host: Host) -> int:
         return 0
     where = f"; the first step that differs is {found.diverged.id}" if found.diverged else ""
     raise CorruptError(f"{name} is {image.digest}, and what its Uklfile makes is {found.image.digest}{where}")
-
-
-def _image(text: str, host: Host, store: Store, sink: Console) -> tuple[str, oci.Descriptor]:
-    """The store's image; one that it lacks and that names a registry is pulled first."""
-    found = options.find_image(text, store)
-    if found is None and Reference.parse(text).host:
-        ref = Reference.parse(text)
-        sink(Note(f"{ref} is not in the store: pulling it"))
-        return str(ref), pull.pulled(ref, store, host, sink)
-    return found if found is not None else options.image_of(text, store)
 
 
 def _counts(found: Rebuilt) -> str:
