@@ -14,8 +14,6 @@ from dataclasses import asdict, dataclass, field
 from types import TracebackType
 from typing import Any, Protocol, TextIO
 
-from tqdm import tqdm
-
 from uklimg.events import (
     BuildFinished,
     BuildPlanned,
@@ -207,6 +205,9 @@ class BarConsole(_Base):
 
     def __init__(self, stream: TextIO) -> None:
         super().__init__(stream)
+        from tqdm import tqdm  # not free to import, and of use only on a terminal
+
+        self._bar: Any = tqdm
         self._steps: Any = None
         self._running: dict[str, str] = {}
         self._transfers: dict[str, _Transfers] = {}
@@ -220,12 +221,12 @@ class BarConsole(_Base):
             self._transfers.clear()
 
     def write(self, text: str) -> None:
-        tqdm.write(clean(text), file=self._stream)
+        self._bar.write(clean(text), file=self._stream)
 
     def show(self, event: Event) -> None:
         match event:
             case BuildPlanned(total=total):
-                self._steps = tqdm(
+                self._steps = self._bar(
                     total=total, file=self._stream, unit="step", leave=False, dynamic_ncols=True, position=0,
                     bar_format="{bar:20} {n_fmt}/{total_fmt} [{elapsed}] {desc}{postfix}",
                 )  # fmt: skip
@@ -270,7 +271,7 @@ class BarConsole(_Base):
 
     def _start(self, event: TransferStarted) -> None:
         if event.verb not in self._transfers:
-            bar = tqdm(
+            bar = self._bar(
                 total=0, file=self._stream, unit="B", unit_scale=True, leave=False, dynamic_ncols=True, position=1,
                 bar_format="{desc} {bar:20} {n_fmt}/{total_fmt} {rate_fmt} {remaining} left",
             )  # fmt: skip

@@ -10,7 +10,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -324,6 +323,8 @@ class Executor:
     def _blobs(self, blobs: Sequence[Blob], cancel: threading.Event) -> Mapping[Digest, Path]:
         if len(blobs) < _DOWNLOADS:
             return {blob.digest: self._fetch_once(blob, cancel) for blob in blobs}
+        from concurrent.futures import ThreadPoolExecutor  # not free to import
+
         pool = ThreadPoolExecutor(_DOWNLOADS)
         try:
             futures = {blob.digest: pool.submit(self._fetch_once, blob, cancel) for blob in blobs}

@@ -10,7 +10,6 @@ from threading import Event
 from typing import TypeAlias
 
 from uklimg import proc
-from uklimg.baseimage import BaseParams, build_base_image
 from uklimg.digest import JSON
 from uklimg.imagebuild import image
 from uklimg.initramfsbuild import initramfs
@@ -45,6 +44,8 @@ def host_functions(env: Mapping[str, str]) -> Mapping[str, HostFunction]:
     """All of them by name; ``env`` is the host environment for tools."""
 
     def base_image(job: HostJob) -> None:
+        from uklimg.baseimage import BaseParams, build_base_image  # not free to import, and rarely wanted
+
         build_base_image(
             BaseParams.of(job.params),
             job.inputs.values(),

@@ -12,14 +12,15 @@ import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, TypeAlias, TypeVar
-
-import tomlkit
-from tomlkit.items import AoT, Array, InlineTable, Table
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from uklimg.digest import Digest
 from uklimg.errors import InternalError, Location, UserError
 from uklimg.graph import Blob
+
+if TYPE_CHECKING:
+    # Imported where a lock is written: most builds only read one.
+    from tomlkit.items import AoT, Array, InlineTable, Table
 
 LOCK_VERSION = 1
 LOCK_NAME = "Uklfile.lock"
@@ -204,6 +205,8 @@ def _names(entry: Entry) -> tuple[str, ...]:
 
 def format_lock(lock: Lock) -> str:
     """The one TOML text of a lock; ends in a newline."""
+    import tomlkit
+
     document = tomlkit.document()
     document.add(tomlkit.comment("Written by uklimg; commit it. `uklimg lock --update` moves it forward."))
     document.add("version", tomlkit.item(LOCK_VERSION))
@@ -217,6 +220,8 @@ def format_lock(lock: Lock) -> str:
 
 
 def _entry_table(entry: Entry) -> tuple[str, Table]:
+    import tomlkit
+
     table = tomlkit.table()
     if isinstance(entry, LockedBase):
         table.add("name", entry.name)
@@ -263,6 +268,8 @@ def _package(package: LockedPackage) -> InlineTable:
 
 
 def _inline(values: Mapping[str, str | int]) -> InlineTable:
+    import tomlkit
+
     table = tomlkit.inline_table()
     table.update(values)
     return table
@@ -270,6 +277,8 @@ def _inline(values: Mapping[str, str | int]) -> InlineTable:
 
 def _array(items: Iterable[InlineTable]) -> Array:
     """One item a line: a version that moved is one line of a diff."""
+    import tomlkit
+
     array = tomlkit.array().multiline(True)
     array.extend(items)
     return array

@@ -13,8 +13,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from debian.deb822 import Deb822
-
 from uklimg.errors import Location, ToolError, UserError
 from uklimg.lock import toml_location
 
@@ -150,6 +148,8 @@ def parse_one_line(text: str) -> Iterable[AptSource]:
 
 def parse_deb822(text: str) -> Iterable[AptSource]:
     """Entries in sources.list(5)'s deb822 format, those that are enabled and of type ``deb``."""
+    from debian.deb822 import Deb822  # not free to import
+
     for stanza in Deb822.iter_paragraphs(text, use_apt_pkg=False):
         if stanza.get("Enabled", "yes").lower() in ("no", "false", "off", "0", "disable", "without"):
             continue

@@ -22,8 +22,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, TypeAlias
 
-import sh
-
 from uklimg.errors import ExitCode, ToolError
 
 Line: TypeAlias = Callable[[str], None]
@@ -267,6 +265,8 @@ class Process:
         return self._output.tail
 
     def _start(self, options: Mapping[str, Any]) -> None:
+        import sh  # not free to import, and a build in which nothing changed starts no process
+
         program = find(self.argv[0], self._env)
         if self._cwd is not None and not self._cwd.is_dir():
             raise ToolError(f"no folder {self._cwd} to run {self.name} in")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from tempfile import SpooledTemporaryFile
+from typing import IO
 
 # Bytes of a step that are held back in memory; beyond that they go to a file in the folder for temporary ones.
 _MEMORY = 1 << 16
@@ -18,7 +18,7 @@ _MEMORY = 1 << 16
 class _Held:
     """What one step has said, and whether it has ended."""
 
-    lines: SpooledTemporaryFile[str]
+    lines: IO[str]
     ended: bool = False
 
 
@@ -35,6 +35,8 @@ class Turns:
         if self._live is None:
             self._live = step
         else:
+            from tempfile import SpooledTemporaryFile  # not free to import
+
             # Closed when it was shown.
             lines = SpooledTemporaryFile(_MEMORY, "w+", encoding="utf-8", errors="replace", newline="\n")  # noqa: SIM115
             self._held[step] = _Held(lines)

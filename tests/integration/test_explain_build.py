@@ -59,7 +59,7 @@ def project(tmp_path: Path) -> Project:
 
 
 def test_a_changed_file_of_the_context_is_named(project: Project) -> None:
-    project.write(one="changed", three="new")
+    project.write(one="changed", three=project.nonce)
     (project.folder / "src/two").unlink()
     text = project("explain", "--target", "build").splitlines()
     assert text[0] == "stage:build:1  [build 1/2] COPY src /src/"

@@ -6,16 +6,17 @@ import argparse
 import io
 import json
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from uklimg import oci
+from uklimg import oci, proc
 from uklimg.cli import build, run
 from uklimg.cli.host import Host
-from uklimg.cli.main import VERBS, main, parser
+from uklimg.cli.main import VERBS, main, parser, verbs
 from uklimg.cli.options import find_image
 from uklimg.errors import ExitCode, ToolError, UserError
 from uklimg.imagebuild import build_image
@@ -87,11 +88,38 @@ def add_image(store: Store, tmp_path: Path, name: str, **fields: object) -> oci.
 
 
 def test_every_verb_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
-    for verb in VERBS:
+    for verb in verbs():
         with pytest.raises(SystemExit) as caught:
             parser().parse_args([verb.NAME, "--help"])
         assert caught.value.code == 0
         assert verb.HELP in capsys.readouterr().out
+
+
+def test_a_build_imports_no_library_that_it_need_not_use() -> None:
+    """The start is most of what a build in which nothing changed takes."""
+    heavy = ("concurrent.futures", "debian", "docker", "oras", "requests", "sh", "tomlkit", "tqdm", "urllib3")
+    code = (
+        f"import sys; from uklimg.cli.main import parser; parser(['build']); print({{*{heavy}}} & {{*sys.modules}})"
+    )
+    done = proc.run([sys.executable, "-c", code], env=dict(os.environ), cwd=Path(__file__).parents[2])
+    assert done.text == "set()"
+
+
+@pytest.mark.parametrize(
+    ("argv", "names"),
+    [
+        (["build", "-t", "run"], ["build"]),
+        (["--store", "build", "run"], ["run"]),
+        (["--store=build", "rmi"], ["rmi"]),
+        (["-h", "du"], ["du"]),
+        (["fly"], list(VERBS)),
+        (["--store"], list(VERBS)),
+        (["completion"], list(VERBS)),
+        ([], list(VERBS)),
+    ],
+)
+def test_only_the_verb_that_is_named_is_imported(argv: list[str], names: list[str]) -> None:
+    assert [module.NAME for module in verbs(argv)] == names
 
 
 @pytest.mark.parametrize("argv", [[], ["fly"], ["build", "--wings"], ["run"], ["build", "--progress", "loud"]])

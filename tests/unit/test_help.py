@@ -13,11 +13,11 @@ import pytest
 
 from uklimg.cli import completion
 from uklimg.cli.examples import EXAMPLES
-from uklimg.cli.main import VERBS, parser
+from uklimg.cli.main import parser, verbs
 
 pytestmark = pytest.mark.unit
 
-NAMES = sorted(module.NAME for module in VERBS)
+NAMES = sorted(module.NAME for module in verbs())
 
 
 @pytest.mark.parametrize("verb", NAMES)

@@ -6,7 +6,7 @@ import argparse
 import os
 
 from uklimg import blueprints, oci
-from uklimg.cli import caching, options, plan, prune
+from uklimg.cli import caching, options, prune
 from uklimg.cli.host import Host
 from uklimg.cli.secrets import read_secrets
 from uklimg.console import Console, console
@@ -48,6 +48,8 @@ def run(args: argparse.Namespace, host: Host) -> int:
     if args.jobs:
         _limit_processors(args.jobs)
     if args.plan:
+        from uklimg.cli import plan
+
         return plan.run(args, host)
     with console(args.progress, host.stderr) as sink:
         root, tags, ran = _build(args, host, names, sink)

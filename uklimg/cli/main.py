@@ -9,67 +9,48 @@ import sys
 import traceback
 import uuid
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from types import FrameType, ModuleType
 from typing import NoReturn, TextIO
 
 from uklimg import __version__
-from uklimg.cli import (
-    build,
-    check,
-    completion,
-    diff,
-    du,
-    examples,
-    explain,
-    history,
-    images,
-    init,
-    inspect,
-    load,
-    lock,
-    plan,
-    prune,
-    pull,
-    push,
-    rmi,
-    run,
-    save,
-    tag,
-    test,
-    vendor,
-    verify,
-)
+from uklimg.cli import examples
 from uklimg.cli.host import Host
 from uklimg.console import clean
 from uklimg.errors import ExitCode, UklimgError
 from uklimg.settings import DEBUG_VARIABLE, NAME, read_settings
 
-VERBS: tuple[ModuleType, ...] = (
-    init,
-    check,
-    build,
-    run,
-    test,
-    plan,
-    explain,
-    lock,
-    vendor,
-    images,
-    inspect,
-    history,
-    diff,
-    tag,
-    rmi,
-    push,
-    pull,
-    save,
-    load,
-    verify,
-    du,
-    prune,
-    completion,
+# Modules of this package, in the order in which --help lists them.
+VERBS = (
+    "init",
+    "check",
+    "build",
+    "run",
+    "test",
+    "plan",
+    "explain",
+    "lock",
+    "vendor",
+    "images",
+    "inspect",
+    "history",
+    "diff",
+    "tag",
+    "rmi",
+    "push",
+    "pull",
+    "save",
+    "load",
+    "verify",
+    "du",
+    "prune",
+    "completion",
 )
+
+
+COMPLETION, RUN = "completion", "run"
+STORE = "--store"
 
 
 def entry() -> NoReturn:
@@ -84,15 +65,32 @@ def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def parser() -> argparse.ArgumentParser:
+def verbs(argv: Sequence[str] = ()) -> tuple[ModuleType, ...]:
+    """The modules of the verbs that ``argv`` may mean: where it names one, only that, because importing all takes
+    longer than a build in which nothing changed."""
+    words = iter(argv)
+    named = ""
+    for word in words:
+        if word == STORE:
+            next(words, None)
+        elif not word.startswith("-"):
+            named = word
+            break
+    # All are wanted for --help, for messages, and for completion.
+    wanted = (named,) if named in VERBS and named != COMPLETION else VERBS
+    return tuple(import_module(f"uklimg.cli.{name}") for name in wanted)
+
+
+def parser(argv: Sequence[str] = ()) -> argparse.ArgumentParser:
+    """For ``argv``, of which only a verb matters."""
     top = argparse.ArgumentParser(
         prog=NAME, description="Build, ship and run Linux unikernels from a Uklfile.", allow_abbrev=False
     )
     top.add_argument("--version", action="version", version=f"{NAME} {__version__}")
-    top.add_argument("--store", metavar="DIR", default="", help="the folder of images and cached steps")
-    verbs = top.add_subparsers(title="commands", metavar="COMMAND", dest="verb", required=True)
-    for module in VERBS:
-        verb = verbs.add_parser(
+    top.add_argument(STORE, metavar="DIR", default="", help="the folder of images and cached steps")
+    commands = top.add_subparsers(title="commands", metavar="COMMAND", dest="verb", required=True)
+    for module in verbs(argv):
+        verb = commands.add_parser(
             module.NAME,
             help=module.HELP,
             description=module.HELP,
@@ -107,8 +105,8 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str], environ: Mapping[str, str], cwd: Path, uid: int, stdout: TextIO, stderr: TextIO) -> int:
     """Run one command and return its exit status; raises SystemExit only for usage errors and --help."""
-    args = parser().parse_args(argv)
-    failed = ExitCode.RUN_FAILED if args.verb == run.NAME else None
+    args = parser(argv).parse_args(argv)
+    failed = ExitCode.RUN_FAILED if args.verb == RUN else None
     state = Path("/tmp")
     try:
         settings = read_settings(environ, cwd, store=args.store)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from uklimg import oci
@@ -24,7 +23,7 @@ from uklimg.project import (
     write_lock,
 )
 from uklimg.ref import Reference
-from uklimg.resolve import ResolvedSpec, Resolver
+from uklimg.resolve import ResolvedSpec
 from uklimg.store import Store
 
 DEFAULT_FILE = "Uklfile"
@@ -95,10 +94,14 @@ def resolved(
     """Resolve with what --locked and --offline allow, and ``write`` what the lock lacked."""
     for place, text in project.spec.warnings:
         sink(Note(f"{place}: {text}", warning=True))
-    opened: AbstractContextManager[Resolver | None]
-    opened = nullcontext() if args.locked or args.offline else host.resolver(store, sink)
-    with opened as resolver:
-        found = resolve_project(project, host.data(), resolver)
+    try:
+        # A complete lock needs nothing that could ask the network, whose import takes longer than all else here.
+        found = resolve_project(project, host.data(), None)
+    except UserError:
+        if args.locked or args.offline:
+            raise
+        with host.resolver(store, sink) as resolver:
+            found = resolve_project(project, host.data(), resolver)
     if write and found.lock != project.lock:
         write_lock(project.lock_path, found.lock)
         sink(Note(f"wrote {project.lock_path}"))
