@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
-from uklimg.definitions import BaseDefinition, SourceFolder, parse_base, parse_source
+from uklimg.definitions import BaseDefinition, BuildSystem, SourceFolder, parse_base, parse_source
 from uklimg.errors import ExitCode, ToolError, UserError
 from uklimg.patchset import parse_patchset
 
@@ -51,7 +52,12 @@ class Data:
         return self._source("glibc", version, "glibc")
 
     def library(self, name: str) -> SourceFolder:
-        return self._source("libs", name, "library")
+        """Its definition has a section [library], and there is a build.sh when that says so."""
+        found = self._source("libs", name, "library")
+        script = self.root / found.folder / "build.sh"
+        if found.library.build is not BuildSystem.SCRIPT:
+            return found
+        return replace(found, script=_text(script).encode())
 
     def base_image(self, name: str) -> BaseDefinition:
         if name not in self.base_images():
@@ -83,6 +89,8 @@ class Data:
 def _unknown(word: str, name: str, known: tuple[str, ...]) -> UserError:
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]!r}?" if near else "there is " + (", ".join(known) or "none")
+    if word == "library" and name.endswith("-dev"):
+        hint = f"Debian's own package is debian:{name}"
     return UserError(f"unknown {word} {name!r}", hint=hint, exit_code=ExitCode.USER)
 
 

@@ -15,6 +15,16 @@ A source (kernel, libc, library)::
     libc = "debian"                # the libc that follows
     ukl = ["BYP"]                  # UKL options that the patches know
 
+    [library]                      # a static library's only, all keys but the first two optional
+    build = "configure"            # configure, cmake, make, or script for build.sh in the folder
+    archives = ["libz.a"]          # what must be in lib/ afterwards
+    needs = ["openssl"]            # libraries of ours that it is built with
+    packages = ["cmake"]           # Debian packages that its build needs beside the base image
+    folder = "build/cmake"         # where in the source the build system's files are
+    options = ["--static"]         # for configure; -D… for cmake; NAME=value for make
+    targets = ["libz.a"]           # what make builds (cmake: by --target); none: the default
+    install = ["install"]          # targets of make that install
+
 A base image::
 
     [base]
@@ -33,6 +43,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 from uklimg.digest import Digest
@@ -42,11 +53,37 @@ from uklimg.patchset import PatchSet
 
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+~_-]*")
 _URL = re.compile(r"(debian:|https://)[^\s]+")
+_ARCHIVE = re.compile(r"lib[A-Za-z0-9.+_-]+\.a")
+_LIBRARY = re.compile(r"[a-z0-9][a-z0-9.+_-]*")
+
+
+class BuildSystem(Enum):
+    """How a library is built: by its own build system, or by ``build.sh`` of its folder."""
+
+    CONFIGURE = "configure"  # ./configure --prefix=… options, make, make install; Autoconf's or one like it
+    CMAKE = "cmake"
+    MAKE = "make"
+    SCRIPT = "script"
+
+
+@dataclass(frozen=True)
+class LibraryBuild:
+    """The section [library]. ``archives`` are file names in lib/; ``folder`` is relative to the source."""
+
+    build: BuildSystem
+    archives: tuple[str, ...]
+    needs: tuple[str, ...] = ()
+    packages: tuple[str, ...] = ()
+    folder: str = "."
+    options: tuple[str, ...] = ()
+    targets: tuple[str, ...] = ()
+    install: tuple[str, ...] = ("install",)
 
 
 @dataclass(frozen=True)
 class SourceDefinition:
-    """What ``source.toml`` says of an upstream source. ``libc`` and ``ukl`` are a kernel series' only."""
+    """What ``source.toml`` says of an upstream source. ``libc`` and ``ukl`` are a kernel series' only, ``library`` is
+    a static library's."""
 
     name: str
     version: str
@@ -55,16 +92,26 @@ class SourceDefinition:
     signature: str
     libc: str = ""
     ukl: tuple[str, ...] = ()
+    library: LibraryBuild | None = None
 
 
 @dataclass(frozen=True)
 class SourceFolder:
-    """A whole folder: definition, patches, and configuration fragments by name without ``.config``."""
+    """A whole folder: definition, patches, and configuration fragments by name without ``.config``. ``script`` is a
+    library's build.sh, empty when there is none."""
 
     folder: str
     definition: SourceDefinition
     patches: PatchSet
     configs: Mapping[str, bytes]
+    script: bytes = b""
+
+    @property
+    def library(self) -> LibraryBuild:
+        """How a library of ours is built; UserError when this is none."""
+        if self.definition.library is None:
+            raise UserError("section [library] is missing", location=Location(f"{self.folder}/source.toml"))
+        return self.definition.library
 
 
 @dataclass(frozen=True)
@@ -122,8 +169,36 @@ def parse_source(text: str, file: str) -> SourceDefinition:
         series = _Section(document, "series", file)
         libc, ukl = series.text("libc"), series.texts("ukl")
         series.done()
+    library = _library(_Section(document, "library", file)) if "library" in document else None
     _no_more(document, file)
-    return SourceDefinition(name, version, LockedFile(file_name, digest, size, urls[0]), urls, signature, libc, ukl)
+    locked = LockedFile(file_name, digest, size, urls[0])
+    return SourceDefinition(name, version, locked, urls, signature, libc, ukl, library)
+
+
+def _library(section: _Section) -> LibraryBuild:
+    build, archives = section.text("build"), section.texts("archives")
+    known = {system.value: system for system in BuildSystem}
+    if build not in known:
+        raise section.error(f"build: {build!r} is not one of {', '.join(known)}")
+    if not archives or not all(_ARCHIVE.fullmatch(name) for name in archives):
+        raise section.error("archives: wants at least one, each lib….a")
+    found = LibraryBuild(
+        build=known[build],
+        archives=archives,
+        needs=section.texts("needs", ()),
+        packages=section.texts("packages", ()),
+        folder=section.text("folder", "."),
+        options=section.texts("options", ()),
+        targets=section.texts("targets", ()),
+        install=section.texts("install", ("install",)),
+    )
+    section.done()
+    if found.folder.startswith("/") or ".." in found.folder.split("/"):
+        raise section.error(f"folder: {found.folder!r} leaves the source")
+    for key, words in (("needs", found.needs), ("packages", found.packages)):
+        if wrong := [word for word in words if not _LIBRARY.fullmatch(word)]:
+            raise section.error(f"{key}: {wrong[0]!r} is not a name")
+    return found
 
 
 def parse_base(text: str, file: str, name: str) -> BaseDefinition:
@@ -171,8 +246,8 @@ class _Section:
     def error(self, problem: str) -> UserError:
         return UserError(f"[{self._name}] {problem}", location=Location(self._file))
 
-    def text(self, key: str) -> str:
-        value = self._table.pop(key, None)
+    def text(self, key: str, default: str | None = None) -> str:
+        value = self._table.pop(key, default)
         if not isinstance(value, str) or not value:
             raise self.error(f"{key}: wants a string")
         return value
@@ -183,8 +258,8 @@ class _Section:
             raise self.error(f"{key}: wants a number greater than 0")
         return value
 
-    def texts(self, key: str) -> tuple[str, ...]:
-        value = self._table.pop(key, None)
+    def texts(self, key: str, default: tuple[str, ...] | None = None) -> tuple[str, ...]:
+        value = self._table.pop(key, default if default is None else list(default))
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
             raise self.error(f"{key}: wants a list of strings")
         return tuple(value)

@@ -20,6 +20,7 @@ from uklimg.recipes import base_image, bzimage, runmounts, stage, toolchain
 from uklimg.recipes import image as image_recipe
 from uklimg.recipes import init as init_recipe
 from uklimg.recipes.app import app_step
+from uklimg.recipes.dependencies import Dependencies
 from uklimg.recipes.initramfs import CopyInput, initramfs_step
 from uklimg.recipes.kernel import KernelConfig, KernelOverride, kernel_step
 from uklimg.recipes.userland import userland_step
@@ -132,6 +133,7 @@ class _Planner:
         self._errors: list[UserError] = []
         self._tops: dict[str, str] = {}  # build stage → its last step
         self._bases: dict[str, str] = {}  # base image → the step that build stages on it start from
+        self._dependencies = Dependencies(resolved, assets.inside)
         self._picks = 0
         self._runs: dict[str, Run] = {}  # those with mounts, by step
 
@@ -177,7 +179,7 @@ class _Planner:
         for number, instruction in enumerate(build.instructions, 1):
             step_id = f"stage:{build.name}:{number}"
             try:
-                step = self._instruction(step_id, top, instruction)
+                step = self._instruction(step_id, top, instruction, self._resolved.stage_bases[build.name])
             except UserErrors as errors:
                 self._errors.extend(errors.errors)
             except UserError as error:
@@ -194,7 +196,8 @@ class _Planner:
             raise InternalError("an image of a registry passed `resolve`")
         return self._bases[origin.name]
 
-    def _instruction(self, step_id: str, below: str, instruction: Instruction) -> Step:
+    def _instruction(self, step_id: str, below: str, instruction: Instruction, base: str) -> Step:
+        """``base``: the base image at the stage's bottom."""
         inside = self._assets.inside
         match instruction:
             case Run():
@@ -217,7 +220,10 @@ class _Planner:
             case Packages():
                 return stage.packages_step(step_id, below, self._resolved.packages[instruction.location])
             case Depends():
-                raise _unsupported("DEPENDS", instruction.location)
+                place, wrapper = instruction.location, self._bases[base]
+                return self._dependencies.step(
+                    step_id, below, instruction, base, wrapper, lambda step: self._add(step, place)
+                )
 
     def _source(self, step_id: str, below: str, source: Source) -> Step:
         tree, path = None, ""
@@ -379,7 +385,3 @@ def _numbered(step: Step, build: BuildStage, number: int) -> Step:
 def _copy_title(copy: Copy) -> str:
     origin = copy.origin
     return stage.copy_title(copy, "" if origin is None or isinstance(origin, OciImage) else origin.name)
-
-
-def _unsupported(what: str, location: Location) -> UserError:
-    return UserError(f"this version of uklimg does not support {what} yet", location=location)

@@ -102,7 +102,9 @@ class ResolvedSpec:
     """A spec with all it needs. ``lock`` is the given one with what was missing; ``used`` are the keys in use.
 
     ``bases`` by folder name, ``stage_bases`` the base image's folder name by build stage, ``sources`` by reference,
-    ``packages`` by the place of PACKAGES or DEPENDS, ``libraries`` by name, ``userland`` what USERLAND stands for.
+    ``packages`` by the place of PACKAGES or DEPENDS, ``libraries`` by name (with those that others need), ``tools``
+    what the build of a library needs on a base image, by the base's and the library's name, ``userland`` what
+    USERLAND stands for.
     """
 
     spec: Spec
@@ -112,6 +114,7 @@ class ResolvedSpec:
     sources: Mapping[str, LockedSource]
     packages: Mapping[Location, LockedPackages]
     libraries: Mapping[str, ResolvedComponent]
+    tools: Mapping[tuple[str, str], LockedPackages]
     lock: Lock
     used: frozenset[EntryKey]
     userland: LockedPackages | None = None
@@ -177,6 +180,7 @@ class _Resolution:
         self._sources: dict[str, LockedSource] = {}
         self._packages: dict[Location, LockedPackages] = {}
         self._libraries: dict[str, ResolvedComponent] = {}
+        self._tools: dict[tuple[str, str], LockedPackages] = {}
         # What PACKAGES asked for and added so far, by build stage.
         self._asked: dict[str, tuple[str, ...]] = {}
         self._installed: dict[str, tuple[LockedPackage, ...]] = {}
@@ -200,6 +204,7 @@ class _Resolution:
             sources=self._sources,
             packages=self._packages,
             libraries=self._libraries,
+            tools=self._tools,
             lock=self._lock.with_missing(self._used.values()),
             used=frozenset(self._used),
             userland=userland,
@@ -283,10 +288,26 @@ class _Resolution:
         definition = replace(folder.definition, version=locked.version, file=locked.file, urls=(locked.file.origin,))
         return ResolvedComponent(replace(folder, definition=definition), locked)
 
-    def _library(self, name: str) -> None:
-        if name not in self._libraries:
-            folder = self._definitions.library(name)
-            self._libraries[name] = self._component(ComponentKind.LIBRARY, name, folder)
+    def _library(self, item: Package, base: ResolvedBase) -> None:
+        folder = self._definitions.library(item.name)
+        if item.version not in ("", folder.definition.version):
+            raise UserError(
+                f"there is no recipe for {item.name} {item.version}",
+                hint=f"libs/ has {item.name} {folder.definition.version}",
+            )
+        self._library_with_needs(item.name, base, ())
+
+    def _library_with_needs(self, name: str, base: ResolvedBase, above: tuple[str, ...]) -> None:
+        """``above``: the libraries that need it, from the one asked for on."""
+        if name in above:
+            raise UserError(f"libraries need each other: {', '.join((*above, name))}", hint="correct their recipes")
+        folder = self._definitions.library(name)
+        self._libraries[name] = self._component(ComponentKind.LIBRARY, name, folder)
+        tools = tuple(sorted(set(folder.library.packages)))
+        if tools:
+            self._tools[base.definition.name, name] = self._packages_entry(base, (), tools, base.locked.packages)
+        for needed in folder.library.needs:
+            self._library_with_needs(needed, base, (*above, name))
 
     def _component(self, kind: ComponentKind, name: str, folder: SourceFolder) -> ResolvedComponent:
         """Our own folders hold all that the lock wants to know, so nothing is asked of the resolver."""
@@ -358,20 +379,27 @@ class _Resolution:
         items = tuple(items)
         for item in items:
             if item.recipe:
-                self._try(location, partial(self._library, item.name))
+                self._try(location, partial(self._library, item, base))
         names = tuple(sorted({_package_text(item) for item in items if not item.recipe}))
         if not names:
             return
-        name, after, installed = base.definition.name, self._asked.get(stage, ()), self._installed[stage]
-        entry = self._entry(
+        after, installed = self._asked.get(stage, ()), self._installed[stage]
+        entry = self._packages_entry(base, after, names, installed)
+        self._packages[location] = entry
+        self._asked[stage] = (*after, *names)
+        self._installed[stage] = (*installed, *entry.packages)
+
+    def _packages_entry(
+        self, base: ResolvedBase, after: tuple[str, ...], names: tuple[str, ...], installed: Sequence[LockedPackage]
+    ) -> LockedPackages:
+        """What ``names`` (sorted) add where ``installed`` is: the base's packages and what ``after`` added."""
+        name = base.definition.name
+        return self._entry(
             LockedPackages,
             packages_key(name, after, names),
             f"the packages {' '.join(names)}",
             lambda resolver: LockedPackages(name, after, names, resolver.packages(base.definition, names, installed)),
         )
-        self._packages[location] = entry
-        self._asked[stage] = (*after, *names)
-        self._installed[stage] = (*installed, *entry.packages)
 
     def _userland(self) -> LockedPackages | None:
         """The packages of USERLAND, beside the base image of LINK's stage; None for none of them, or for an error
@@ -380,13 +408,7 @@ class _Resolution:
         names, base = USERLANDS[image.userland], self._bases.get(self._stage_bases.get(image.link.stage, ""))
         if not names or base is None:
             return None
-        name, installed = base.definition.name, base.locked.packages
-        return self._entry(
-            LockedPackages,
-            packages_key(name, (), names),
-            f"the packages {' '.join(names)}",
-            lambda resolver: LockedPackages(name, (), names, resolver.packages(base.definition, names, installed)),
-        )
+        return self._packages_entry(base, (), names, base.locked.packages)
 
     # --- sources
 

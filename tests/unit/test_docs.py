@@ -13,6 +13,7 @@ from test_plan import SERIES as KERNEL
 from test_resolve import Archive, Folders
 
 from uklimg.data import Data, find_data
+from uklimg.definitions import SourceFolder
 from uklimg.digest import Digest
 from uklimg.errors import Location, UserErrors
 from uklimg.graph import ContextTree
@@ -29,6 +30,13 @@ DOC = Path(__file__).parents[2] / "docs/uklfile.md"
 NOT_SHOWN = {"UKL"}
 BUILD = "FROM debian:trixie AS build\n{}FROM ukl:6.12\nLINK --from=build /p\n"
 IMAGE = "FROM debian:trixie AS build\nRUN x\nFROM ukl:6.12\n{}"
+
+
+class Recipes(Folders):
+    """With the libraries that there are."""
+
+    def library(self, name: str, /) -> SourceFolder:
+        return Data(find_data()).library(name)
 
 
 @dataclass(frozen=True)
@@ -72,7 +80,7 @@ def test_every_example_is_sound(example: Example) -> None:
         return Selected(ContextTree(Digest.of_json([*sources]), "/context", tuple(sources)), tuple(sources))
 
     try:
-        plan(resolve(spec, Lock(), Folders(series=KERNEL), Archive()), select, ASSETS)
+        plan(resolve(spec, Lock(), Recipes(series=KERNEL), Archive()), select, ASSETS)
     except UserErrors as errors:
         # The page says itself what is refused so far.
         assert "refused" in DOC.read_text(encoding="utf-8")

@@ -51,6 +51,8 @@ SCRIPTS = (
     "app.py",
     "copy.py",
     "source.py",
+    "depends.py",
+    "library.py",
 )
 ASSETS = Assets(
     b"int main;",
@@ -237,13 +239,6 @@ def test_a_userland_is_a_step_of_its_own_that_only_the_initramfs_reads() -> None
     assert wanted.step("initramfs").inputs["tree:0"] == Output(STEP_ID)
     changed = {name for name, key in wanted.keys.items() if plain.keys.get(name) != key}
     assert changed == {STEP_ID, "initramfs", "image"}
-
-
-def test_what_cannot_be_done_yet_is_said_at_its_place_all_at_once() -> None:
-    text = UKLFILE.replace("RUN make", "RUN make\nDEPENDS debian:zlib1g-dev")
-    assert problems(text) == [
-        "Uklfile:6:1: this version of uklimg does not support DEPENDS yet",
-    ]
 
 
 def mounted(flags: str, options: Options | None = None) -> tuple[Plan, Step]:

@@ -23,7 +23,7 @@ _SOURCE = "/in/source"
 _COPY = "/in/copy"
 
 # dpkg wants to configure what others pre-depend on first, which "--install" of all at once does not promise.
-_INSTALL = """\
+INSTALL_PACKAGES = """\
 set -e
 export DEBIAN_FRONTEND=noninteractive
 for pass in 1 2 3 4 5; do
@@ -166,12 +166,15 @@ def picked(step_id: str) -> Output:
 
 def packages_step(step_id: str, below: str, locked: LockedPackages) -> Step:
     """PACKAGES: the locked packages, installed offline."""
-    inputs: dict[str, Input] = {
-        f"/in/packages/{package.file.name}": package.file.blob() for package in sorted(locked.packages)
-    }
-    argv = ("/bin/sh", "-ec", _INSTALL) if inputs else ("/bin/true",)
+    inputs = package_inputs(locked)
+    argv = ("/bin/sh", "-ec", INSTALL_PACKAGES) if inputs else ("/bin/true",)
     names = " ".join(locked.requested)
     return _step(step_id, f"PACKAGES {names}", "packages", Container(rootfs=below, argv=argv), inputs)
+
+
+def package_inputs(locked: LockedPackages) -> dict[str, Input]:
+    """The packages where INSTALL_PACKAGES, a script for /bin/sh, installs them from."""
+    return {f"/in/packages/{package.file.name}": package.file.blob() for package in sorted(locked.packages)}
 
 
 def _step(step_id: str, text: str, recipe: str, action: Container, inputs: Mapping[str, Input]) -> Step:
