@@ -87,7 +87,7 @@ def test_wrong_parser_directives() -> None:
         "f:1:1: invalid escape character 'x' (it is \\ or `)"
     ]
     assert [e.line() for e in run("# escape=`\n# escape=`\n").errors] == [
-        "f:2:1: the parser directive 'escape' is given twice"
+        "f:2:1: the parser directive 'escape' is given twice (once is enough)"
     ]
 
 
@@ -136,7 +136,7 @@ def test_heredoc_names(word: str, name: str, expands: bool) -> None:
 
 
 def test_nul_is_an_error() -> None:
-    assert [e.line() for e in run("RUN a\0b").errors] == ["f:1:6: a NUL or a lone surrogate"]
+    assert [e.line() for e in run("RUN a\0b").errors] == ["f:1:6: a NUL or a lone surrogate (a Uklfile is text)"]
 
 
 def test_keyword_and_flags() -> None:

@@ -341,3 +341,16 @@ def test_a_kernel_from_the_context_or_from_elsewhere() -> None:
     fetched = planned(UKLFILE.replace("LINK", f"KERNEL --source={url} 6.12.110\nLINK"))
     blob = fetched.graph.step("kernel-kit").inputs["/in/linux-6.12.110.tar.xz"]
     assert isinstance(blob, Blob) and blob.urls == (url,) and fetched.run.kernel_version == "6.12.110"
+
+
+def test_proxies_are_in_no_key() -> None:
+    text = UKLFILE.replace("RUN make", "RUN --network=default make")
+    series = {"6.12": SeriesInfo("6.12", ("BYP",))}
+    made = []
+    for arguments in ({}, {"https_proxy": "http://secret@proxy"}):
+        spec = build_spec(parse(text, "Uklfile"), build_args=arguments, base_images=["debian-trixie"], series=series)
+        made.append(plan(resolve(spec, Lock(), Folders(series=SERIES), Archive()), select, ASSETS))
+    assert made[0].graph.keys == made[1].graph.keys
+    action = made[1].graph.step("stage:build:4").action
+    assert isinstance(action, Container)
+    assert action.proxies == {"https_proxy": "http://secret@proxy"}

@@ -302,3 +302,21 @@ def test_lines_in_a_sound_frame(build: list[str], last: list[str]) -> None:
         spec(text)
     except UserErrors as caught:
         assert caught.line()
+
+
+def test_proxies_need_no_arg_and_reach_only_commands_with_a_network() -> None:
+    given = {"http_proxy": "http://user:password@proxy", "NO_PROXY": "here", "other": "x"}
+    text = "FROM debian:trixie AS b\nRUN --network=default x\nRUN y\nFROM ukl:6.12\nLINK --from=b /p"
+    found = spec(text, given)
+    online, offline = (step for step in found.stages[0].instructions if isinstance(step, Run))
+    assert online.proxies == (("NO_PROXY", "here"), ("http_proxy", "http://user:password@proxy"))
+    assert offline.proxies == ()
+    assert "http_proxy" not in dict(online.env)
+    assert [warning for _, warning in found.warnings] == ["the build argument 'other' is not used"]
+    declared = spec(text.replace("RUN y", "ARG http_proxy\nRUN y"), given)
+    assert [
+        dict(step.env).get("http_proxy") for step in declared.stages[0].instructions if isinstance(step, Run)
+    ] == [
+        None,
+        given["http_proxy"],
+    ]

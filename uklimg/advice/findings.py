@@ -68,7 +68,7 @@ EXEC = Rule(
     "exec",
     Level.WARNING,
     "{name}: the image holds no other programs, a shell least of all",
-    "COPY the program into the image, or leave out what needs it",
+    "USERLAND busybox or COPY brings programs; or leave out what needs it",
 )
 USERS = Rule(
     "users",

@@ -212,7 +212,7 @@ class _Builder:
                 f"{quoted(origin.name.text)} cannot name a stage", hint=hint, location=origin.name.location
             )
         if name in self.known:
-            raise UserError(f"a second stage {quoted(name)}", location=origin.name.location)
+            raise UserError(f"a second stage {quoted(name)}", hint="another name", location=origin.name.location)
         return name
 
     def check_platform(self, origin: ast.From) -> None:

@@ -193,7 +193,7 @@ class _Reader:
             workdir(directive, self.scope)
             return
         if keyword in ("KERNEL", "GLIBC"):
-            self.once(directive, "")
+            self.once(directive, "say all of it in one")
             override = self.read_override(directive)
             self.kernel, self.glibc = (override, self.glibc) if keyword == "KERNEL" else (self.kernel, override)
             return
@@ -272,7 +272,7 @@ class _Reader:
         earlier = self.kconfig.setdefault(name, KconfigOption(location, name, value))
         if earlier.value != value:
             message = f"KCONFIG {name} is {earlier.value} on line {earlier.location.line} and {value} here"
-            raise UserError(message, location=location)
+            raise UserError(message, hint="leave one of them out", location=location)
 
     def read_override(self, directive: ast.Text) -> Override:
         text, location = self.scope.text(directive.text), directive.text.location
@@ -309,12 +309,14 @@ class _Reader:
 
     def read_link(self, directive: ast.Transfer) -> Link:
         if len(directive.sources) != 1:
-            raise UserError("LINK takes one path", location=directive.sources[1].location)
+            raise UserError("LINK takes one path", hint=RULES["LINK"].usage, location=directive.sources[1].location)
         word = directive.sources[0]
         text = self.scope.text(word)
         path = values.absolute(text)
         if not text or path == "/" or text.endswith("/"):
-            raise UserError(f"{quoted(text)} is not a program's path", location=word.location)
+            raise UserError(
+                f"{quoted(text)} is not a program's path", hint="as in /src/server", location=word.location
+            )
         name = self.scope.flag(directive, "name")
         program = name.text if name else path.rsplit("/", 1)[1]
         if not _NAME.fullmatch(program):
@@ -351,20 +353,30 @@ class _Reader:
         else:
             self.entrypoint = argv
         if argv and not argv[0] and (directive.keyword == "ENTRYPOINT" or not self.entrypoint):
-            raise UserError("the program's name is empty", location=directive.command.location)
+            raise UserError(
+                "the program's name is empty",
+                hint=RULES[directive.keyword].usage,
+                location=directive.command.location,
+            )
 
     def read_test(self, directive: ast.NamedCommand) -> None:
         name = self.scope.text(directive.name)
         if not _NAME.fullmatch(name):
-            raise UserError(f"{quoted(name)} cannot name a test", location=directive.name.location)
+            raise UserError(
+                f"{quoted(name)} cannot name a test",
+                hint="letters, digits and ._+-",
+                location=directive.name.location,
+            )
         if name in self.tests:
-            raise UserError(f"a second test {quoted(name)}", location=directive.name.location)
+            raise UserError(f"a second test {quoted(name)}", hint="another name", location=directive.name.location)
         command = directive.command
         assert command is not None, "the parser gives TEST a command"
         argv, files = shell_command(command, directive.heredocs, DEFAULT_SHELL)
         when, timeout = self.scope.flag(directive, "when"), self.scope.flag(directive, "timeout")
         if when and when.text not in (_RUNNING, _ENDED):
-            raise UserError(f"--when is {_RUNNING} or {_ENDED}, not {quoted(when.text)}", location=when.location)
+            raise UserError(
+                f"unknown --when={quoted(when.text)}", hint=f"{_RUNNING} or {_ENDED}", location=when.location
+            )
         nanoseconds = checked(values.duration, timeout.text, timeout.location, "--timeout: ") if timeout else 0
         self.tests[name] = ImageTest(
             location=directive.location,
@@ -381,7 +393,9 @@ class _Reader:
         kind = directive.name.text.upper()
         if kind == "NONE":
             if directive.command or directive.flags:
-                raise UserError("HEALTHCHECK NONE takes nothing else", location=directive.location)
+                raise UserError(
+                    "HEALTHCHECK NONE takes nothing else", hint="HEALTHCHECK NONE", location=directive.location
+                )
             return Healthcheck(directive.location, None)
         if kind != "CMD":
             raise UserError(

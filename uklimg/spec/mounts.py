@@ -46,7 +46,7 @@ def mounts(directive: ast.Directive, scope: Scope, names: Names) -> tuple[Mount,
             if made.size:
                 scope.problems.warn(flag.location, "the size of a tmpfs mount is not kept to: it is a folder on disk")
             if made.target in found and made.target:
-                raise UserError(f"a second mount at {made.target}", location=flag.location)
+                raise UserError(f"a second mount at {made.target}", hint="another target=", location=flag.location)
             found[made.target or f"${made.env}"] = made
     return tuple(found.values())
 
@@ -111,7 +111,7 @@ def _target(kind: str, fields: Mapping[str, str], scope: Scope, location: Locati
             raise UserError(f"{quoted(fields['id'])} cannot name a file", hint="add target=/path", location=location)
         return f"{SECRETS}/{fields['id']}"
     if not text:
-        raise UserError(f"a {kind} mount needs target=/path", location=location)
+        raise UserError(f"a {kind} mount needs target=", hint="target=/path", location=location)
     target = values.absolute(text, scope.workdir)
     if target in _RESERVED or target.startswith(("/proc/", "/sys/", "/in/", "/out/")) or "\0" in target:
         raise UserError(f"nothing can be mounted at {quoted(target)}", hint="choose another", location=location)
@@ -121,7 +121,9 @@ def _target(kind: str, fields: Mapping[str, str], scope: Scope, location: Locati
 def _variable(fields: Mapping[str, str], location: Location) -> str:
     name = fields.get("env", "")
     if "env" in fields and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name, re.ASCII):
-        raise UserError(f"{quoted(name)} is not a name for a variable", location=location)
+        raise UserError(
+            f"{quoted(name)} is not a name for a variable", hint="letters, digits and _", location=location
+        )
     return name
 
 
@@ -130,7 +132,7 @@ def _fields(flag: ast.Flag, scope: Scope) -> dict[str, str]:
     try:
         rows = list(csv.reader([flag.value or ""], strict=True))
     except csv.Error as error:
-        raise UserError(f"--mount: {error}", location=flag.location) from error
+        raise UserError(f"--mount: {error}", hint="type=…,target=…", location=flag.location) from error
     for item in rows[0] if rows else []:
         key, equals, value = item.partition("=")
         key = _ALIASES.get(key.lower(), key.lower())
@@ -140,7 +142,11 @@ def _fields(flag: ast.Flag, scope: Scope) -> dict[str, str]:
         if not equals and key not in ("readonly", "readwrite", "required"):
             raise UserError(f"the mount option {key} needs a value", hint=f"{key}=…", location=flag.location)
         if key == "from" and "$" in value:
-            raise UserError("from= does not take variables", location=flag.location)
+            raise UserError(
+                "from= does not take variables",
+                hint="FROM $image AS name makes a stage of it",
+                location=flag.location,
+            )
         fields[key] = scope.text(ast.Word(value, flag.location)) if equals else "true"
         if key in ("type", "sharing"):
             fields[key] = fields[key].lower()
@@ -150,5 +156,5 @@ def _fields(flag: ast.Flag, scope: Scope) -> dict[str, str]:
 def _truth(fields: Mapping[str, str], name: str, flag: ast.Flag) -> bool:
     value = fields[name].lower()
     if value not in ("true", "false", "1", "0"):
-        raise UserError(f"{name} is true or false, not {quoted(value)}", location=flag.location)
+        raise UserError(f"{name} is true or false, not {quoted(value)}", hint=f"{name}=true", location=flag.location)
     return value in ("true", "1")

@@ -211,7 +211,7 @@ def _expand(word: ast.Word, env: Mapping[str, str], style: Style, problems: Prob
     try:
         expansion = expand(word.text, env, style)
     except SubstitutionError as error:
-        raise UserError(str(error), location=word.location) from error
+        raise UserError(str(error), hint=error.hint, location=word.location) from error
     for name in expansion.unset:
         hint = did_you_mean(name, env)
         problems.warn(word.location, f"${name} is not set" + (f" ({hint})" if hint else ""), UNDEFINED)

@@ -109,7 +109,11 @@ class _Reader:
                     package = checked(function, item.text, item.location)
                     earlier = found.setdefault((package.name, package.recipe), package)
                     if earlier.version != package.version:
-                        raise UserError(f"{package.name} is given with two versions", location=item.location)
+                        raise UserError(
+                            f"{package.name} is given with two versions",
+                            hint="leave one of them out",
+                            location=item.location,
+                        )
         return tuple(sorted(found.values(), key=lambda package: (package.recipe, package.name)))
 
     def run(self, directive: ast.Command) -> Run:
@@ -142,7 +146,7 @@ def shell_command(
     """The whole argv. A command that is one heredoc is that script; other heredocs are the shell's own."""
     if command.argv is not None:
         if not command.argv:
-            raise UserError("an empty command", location=command.location)
+            raise UserError("an empty command", hint='RUN ["/bin/program"]', location=command.location)
         return command.argv, ()
     if not heredocs:
         return (*shell, command.text), ()
@@ -154,12 +158,12 @@ def shell_command(
     if not content.startswith("#!"):
         return (*shell, content), ()
     if not re.fullmatch(r"[A-Za-z0-9_.-]+", first.name) or first.name in (".", ".."):
-        raise UserError(f"{quoted(first.name)} cannot name a script", location=first.location)
+        raise UserError(f"{quoted(first.name)} cannot name a script", hint="as in <<EOF", location=first.location)
     return (*shell, f"{HEREDOC_FOLDER}/{first.name}"), (HeredocFile(first.name, content.encode(), 0o755),)
 
 
 def workdir(directive: ast.Text, scope: Scope) -> None:
     text = scope.text(directive.text)
     if not text:
-        raise UserError("WORKDIR without a path", location=directive.text.location)
+        raise UserError("WORKDIR without a path", hint="WORKDIR /path", location=directive.text.location)
     scope.workdir = values.absolute(text, scope.workdir)

@@ -27,6 +27,7 @@ from uklimg.spec.model import (
 from uklimg.spec.scope import Scope, checked
 from uklimg.spec.values import BadValueError, quoted
 from uklimg.uklfile import ast
+from uklimg.uklfile.directives import RULES
 from uklimg.uklfile.lexer import parse_heredoc
 from uklimg.uklfile.parser import did_you_mean
 
@@ -88,7 +89,9 @@ def copy(node: ast.Transfer, scope: Scope, names: Names) -> Copy:
     for word in words:
         text = scope.text(word)
         if not text:
-            raise UserError(f"an empty source in {node.keyword}", location=word.location)
+            raise UserError(
+                f"an empty source in {node.keyword}", hint="a path of the build context", location=word.location
+            )
         if node.keyword == "ADD" and re.match(r"[a-z+]+://|git@", text):
             hint = "SOURCE in a build stage fetches, and the lock keeps the digest"
             raise UserError(f"ADD does not fetch {quoted(text)}", hint=hint, location=word.location)
@@ -152,7 +155,9 @@ def _heredocs(node: ast.Transfer, scope: Scope) -> tuple[tuple[HeredocFile, ...]
             words.append(word)
             continue
         if "/" in opening.name or opening.name in (".", ".."):
-            raise UserError(f"{quoted(opening.name)} cannot name a file", location=word.location)
+            raise UserError(
+                f"{quoted(opening.name)} cannot name a file", hint="no slash: <<name", location=word.location
+            )
         files.append(HeredocFile(opening.name, scope.heredoc(bodies[opening.name])))
     return tuple(files), words
 
@@ -161,12 +166,16 @@ def source(node: ast.Transfer, scope: Scope) -> Source:
     """SOURCE; raises UserError."""
     assert node.dest is not None, "the parser gives SOURCE a destination"
     if len(node.sources) != 1:
-        raise UserError("SOURCE takes one thing and a destination", location=node.sources[1].location)
+        raise UserError(
+            "SOURCE takes one thing and a destination", hint=RULES["SOURCE"].usage, location=node.sources[1].location
+        )
     word = node.sources[0]
     checksum, strip, patch = (scope.flag(node, name) for name in ("checksum", "strip", "patch"))
     what = source_ref(scope.text(word), word.location)
     if checksum and isinstance(what, ContextSource):
-        raise UserError("--checksum is for archives that are fetched", location=checksum.location)
+        raise UserError(
+            "--checksum is for archives that are fetched", hint="leave it out", location=checksum.location
+        )
     return Source(
         location=node.location,
         what=what,
@@ -206,7 +215,7 @@ def source_ref(text: str, location: Location) -> SourceRef:
         hint = "debian:name[=version], https://…, git+https://…#commit, or a path of the context"
         raise UserError(f"unknown kind of source {quoted(match[1])}", hint=hint, location=location)
     if not text:
-        raise UserError("an empty source", location=location)
+        raise UserError("an empty source", hint="debian:name, https://…, or a path", location=location)
     return ContextSource(checked(values.in_context, text, location))
 
 

@@ -75,7 +75,7 @@ def number(text: str, what: str, base: int = 10) -> int:
     """A whole number from 0 on, in ``base`` 8 or 10."""
     digits = "[0-7]" if base == 8 else "[0-9]"
     if not re.fullmatch(f"{digits}{{1,9}}", text, re.ASCII):
-        raise BadValueError(f"{quoted(text)} is not {what}")
+        raise BadValueError(f"{quoted(text)} is not {what}", "a whole number from 0 on")
     return int(text, base)
 
 
@@ -168,7 +168,7 @@ def in_context(path: str) -> str:
 def kconfig_value(text: str, string: bool) -> str:
     """A value as a .config has it; ``string`` when the Uklfile quotes it, which makes even "5" a string."""
     if "\n" in text:
-        raise BadValueError("a kernel configuration value has one line")
+        raise BadValueError("a kernel configuration value has one line", "NAME=value")
     if not string and re.fullmatch(r"[ymnYMN]|-?[0-9]+|0[xX][0-9a-fA-F]+", text, re.ASCII):
         return text.lower()
     escaped = text.replace("\\", "\\\\").replace('"', '\\"')

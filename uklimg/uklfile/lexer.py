@@ -122,7 +122,9 @@ class _Lexer:
             return
         place = self.place(column)
         if any(directive.name == name for directive in self.directives):
-            self.errors.append(UserError(f"the parser directive {name!r} is given twice", location=place))
+            self.errors.append(
+                UserError(f"the parser directive {name!r} is given twice", hint="once is enough", location=place)
+            )
             return
         self.directives.append(ParserDirective(name, match[2], place))
         if name == "escape":
@@ -163,7 +165,9 @@ class _Lexer:
         if not line.text.strip(SPACES):
             return
         if match := _NOT_TEXT.search(line.text):
-            self.errors.append(UserError("a NUL or a lone surrogate", location=line.at(match.start())))
+            self.errors.append(
+                UserError("a NUL or a lone surrogate", hint="a Uklfile is text", location=line.at(match.start()))
+            )
             return
         self.lines.append(self.with_heredocs(line))
 
@@ -194,7 +198,11 @@ class _Lexer:
             hint = f"a line with nothing but {opening.name} ends it"
             self.errors.append(UserError(message, hint=hint, location=opening.location))
         if any(map(_NOT_TEXT.search, content)):
-            self.errors.append(UserError("a NUL or a lone surrogate in the heredoc", location=opening.location))
+            self.errors.append(
+                UserError(
+                    "a NUL or a lone surrogate in the heredoc", hint="a Uklfile is text", location=opening.location
+                )
+            )
         return replace(opening, content="".join(content))
 
 

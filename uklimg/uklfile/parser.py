@@ -146,7 +146,7 @@ class _Parser:
         rule = RULES.get(name)
         if rule is None:
             near = did_you_mean(name, RULES)
-            hint = NOT_HERE.get(name) or near
+            hint = NOT_HERE.get(name) or near or "docs/uklfile.md has them all"
             self.faulty.update(word for word in RULES if near == f"did you mean {word}?")
             self.errors.append(UserError(f"unknown directive {_short(keyword.text)}", hint=hint, location=location))
             return False

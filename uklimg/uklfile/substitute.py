@@ -24,7 +24,11 @@ _SPECIAL = "@*#?-$!0"
 
 
 class SubstitutionError(ValueError):
-    """The text cannot be expanded; the message says why, without a place."""
+    """The text cannot be expanded; the message says why, without a place, and ``hint`` what would be right."""
+
+    def __init__(self, message: str, hint: str = "a $ itself is written \\$") -> None:
+        super().__init__(message)
+        self.hint = hint
 
 
 @dataclass(frozen=True)
@@ -138,7 +142,7 @@ class _Expander:
         start = self.position + 1
         end = self.text.find("'", start)
         if end < 0:
-            raise SubstitutionError("a single quote is not closed")
+            raise SubstitutionError("a single quote is not closed", "a quote itself is written \\'")
         self.position = end + 1
         inner = self.text[start:end]
         return f"'{inner}'" if self.style.raw_quotes else inner
@@ -162,7 +166,7 @@ class _Expander:
             length += len(piece)
             _check_length(length)
             result.append(piece)
-        raise SubstitutionError("a double quote is not closed")
+        raise SubstitutionError("a double quote is not closed", 'a quote itself is written \\"')
 
     def escaped_in_quotes(self, escape: str, raw_escapes: bool) -> str:
         """Only ``"``, ``$`` and the escape itself can be escaped there; before others the escape stays."""
@@ -228,7 +232,9 @@ class _Expander:
         if not modifier:
             raise SubstitutionError("missing '}'")
         if modifier not in "+-?#%":
-            raise SubstitutionError(f"unknown modifier {':' * empty_is_unset + modifier!r} in a substitution")
+            raise SubstitutionError(
+                f"unknown modifier {':' * empty_is_unset + modifier!r} in a substitution", "- + ? # % or /"
+            )
         word, _ = self.until("}", modifier in "#%")
         if self.style.keep_unset and name not in self.env:
             return f"${{{name}{':' * empty_is_unset}{modifier}{word}}}"
@@ -244,7 +250,8 @@ class _Expander:
         if modifier == "+":
             return "" if missing else word
         if value is None or missing:
-            raise SubstitutionError(f"{name}: {word or ('must be set' if value is None else 'must not be empty')}")
+            why = word or ("must be set" if value is None else "must not be empty")
+            raise SubstitutionError(f"{name}: {why}", f"ARG {name}=value, or --build-arg {name}=value")
         return value
 
     def trimmed(self, name: str, modifier: str, word: str) -> str:
@@ -296,7 +303,9 @@ def _pattern(text: str) -> Sequence[str | _Any]:
         elif char == "\\":
             following = text[position : position + 1]
             if not following or following not in "*?\\}/":
-                raise SubstitutionError(f"invalid escape '\\{following}' in the pattern {text!r}")
+                raise SubstitutionError(
+                    f"invalid escape '\\{following}' in the pattern {text!r}", r"\* \? \\ \} or \/"
+                )
             tokens.append(following)
             position += 1
         else:
