@@ -2,11 +2,12 @@
 
 PYTHON = .venv/bin/python
 
-.PHONY: help setup demo test quick lint clean
+.PHONY: help setup demo test apps quick lint clean
 
 help:
 	@echo "make demo   set up, build Uklfile.example, boot it and talk to the Redis inside"
 	@echo "make test   set up, and run all tests (needs root; builds kernels: the first time takes long)"
+	@echo "make apps   build, boot and test every application of apps/ (long the first time)"
 	@echo "make quick  the tests that need no container and no virtual machine"
 	@echo "make lint   ruff and mypy"
 	@echo "make setup  Debian packages and .venv"
@@ -20,6 +21,9 @@ demo: setup
 
 test: setup
 	@scripts/test.sh
+
+apps: setup
+	@UKLIMG_APPS=all scripts/test.sh tests/boot/test_apps.py
 
 quick: setup
 	@$(PYTHON) -m pytest -q -m "unit or golden"
