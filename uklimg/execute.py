@@ -7,6 +7,7 @@ not need one another run at once. Several builds may share the store: a step tha
 
 from __future__ import annotations
 
+import errno
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +18,7 @@ from typing import Protocol
 from uklimg import context, runmounts
 from uklimg.digest import JSON, Digest
 from uklimg.engine.base import Engine, Job, Mount, Rootfs
-from uklimg.errors import ExitCode, InternalError, Location, UklimgError
+from uklimg.errors import ExitCode, InternalError, Location, ToolError, UklimgError
 from uklimg.events import (
     BuildFinished,
     BuildPlanned,
@@ -52,6 +53,10 @@ class Lookup(Protocol):
     def __call__(self, key: Digest, /, *, verify: bool = True) -> StepResult | None: ...
 
 
+# What the disk says when it cannot take more, wherever a step writes.
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
+_FULL = "no space left on device"
+_MAKE_ROOM = "make room: uklimg prune --keep-storage SIZE"
 # Downloads at once, of a step with many small files.
 _DOWNLOADS = 4
 
@@ -249,11 +254,19 @@ class Executor:
             self._sink(StepCancelled(step.id, step.title))
             raise
         except UklimgError as error:
+            if error.exit_code == ExitCode.HOST and _FULL in error.detail and _FULL not in error.message:
+                # A tool of the engine's said it, at length.
+                error.message, error.hint = f"{step.title}: {_FULL} ({error.message})", error.hint or _MAKE_ROOM
             if error.exit_code == ExitCode.STEP:
                 self._sink(StepFailed(step.id, step.title, str(log)))
                 if str(log) not in error.message:
                     error.hint = error.hint or f"the whole log is {log}"
             raise
+        except OSError as error:
+            if error.errno not in _NO_ROOM:
+                raise
+            where = f" ({error.filename})" if error.filename else ""
+            raise ToolError(f"{step.title}: {error.strerror}{where}", hint=_MAKE_ROOM) from error
         self._sink(StepFinished(step.id, step.title, self._clock() - began))
         return result
 

@@ -34,7 +34,7 @@ def export(
             sink(Note(f"the result of {record.step} is not exported: {error.message}", warning=True))
             continue
         for blob in entry.blobs:
-            target.put_blob(blob, store, f"{record.step} {blob.digest.short}", sink)
+            target.put_blob(blob, store, f"{record.step} {blob.digest.short}", sink, doubt=key in again)
         target.put_entry(key, entry.record_bytes, entry.manifest())
         sent += 1
     return sent

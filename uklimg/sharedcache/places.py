@@ -35,8 +35,8 @@ class Target(Protocol):
 
     def has_entry(self, key: Digest) -> bool: ...
 
-    def put_blob(self, blob: oci.Descriptor, store: Layout, name: str, sink: Sink) -> None:
-        """Bring a blob of ``store`` there, unless it is there already."""
+    def put_blob(self, blob: oci.Descriptor, store: Layout, name: str, sink: Sink, *, doubt: bool = False) -> None:
+        """Bring a blob of ``store`` there, unless it is there; with ``doubt``, what is there may be damaged."""
         ...
 
     def put_entry(self, key: Digest, record: bytes, manifest: bytes) -> None:
@@ -105,8 +105,13 @@ class FolderTarget:
     def has_entry(self, key: Digest) -> bool:
         return key.hex in self._names
 
-    def put_blob(self, blob: oci.Descriptor, store: Layout, name: str, sink: Sink) -> None:
+    def put_blob(self, blob: oci.Descriptor, store: Layout, name: str, sink: Sink, *, doubt: bool = False) -> None:
         there = self._layout.has(blob.digest, blob.size)
+        if there and doubt:
+            try:
+                self._layout.verified_path(blob.digest)
+            except CorruptError:
+                there = False  # it was set aside
         label = str(blob.digest)
         sink(TransferStarted(label, "export", name, blob.size))
         if not there:

@@ -56,7 +56,8 @@ class Repository:
         with self._transport() as transport:
             return transport.has_tag(key.hex)
 
-    def put_blob(self, blob: oci.Descriptor, store: Layout, name: str, sink: Sink) -> None:
+    def put_blob(self, blob: oci.Descriptor, store: Layout, name: str, sink: Sink, *, doubt: bool = False) -> None:
+        """A blob that the registry says it has cannot be sent again: ``doubt`` is in vain."""
         label = str(blob.digest)
         with self._transport() as transport:
             sink(TransferStarted(label, "export", name, blob.size))
