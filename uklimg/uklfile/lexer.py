@@ -18,7 +18,7 @@ from uklimg.uklfile.words import NotStringsError, parse_json, rest_of, split_fla
 DIRECTIVES = ("syntax", "escape", "check")
 _DIRECTIVE = re.compile(r"#\s*([a-zA-Z][a-zA-Z0-9]*)\s*=\s*(\S.*)")
 _NOT_TEXT = re.compile("[\0\ud800-\udfff]")  # no C string, no UTF-8
-_HEREDOC = re.compile(r"([0-9]*)<<(-?)([^<]*)")
+_HEREDOC = re.compile(r"([0-9]*)<<(-?)[\t\n\f\r ]*([^<]*)")
 
 
 @dataclass(frozen=True)
@@ -196,6 +196,8 @@ class _Lexer:
         else:
             message = f"the heredoc <<{opening.name} is not ended"
             hint = f"a line with nothing but {opening.name} ends it"
+            if ")" in opening.name:
+                hint = "a shift is written without blanks around it, as in $((1<<4))"
             self.errors.append(UserError(message, hint=hint, location=opening.location))
         if any(map(_NOT_TEXT.search, content)):
             self.errors.append(

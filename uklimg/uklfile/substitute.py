@@ -123,6 +123,9 @@ class _Expander:
             elif char in "'\"" and not self.style.literal_quotes:
                 piece = self.single_quoted() if char == "'" else self.double_quoted(raw_escapes)
                 words.add_raw(piece)
+            elif self.text.startswith("<<", self.position):
+                piece = self.here_document()
+                words.add_raw(piece)
             elif self.take() == self.style.escape:
                 escaped = self.take()
                 piece = (char if raw_escapes else "") + escaped
@@ -137,6 +140,14 @@ class _Expander:
             raise SubstitutionError(f"missing {stop!r}")
         words.flush()
         return "".join(result), tuple(words.words)
+
+    def here_document(self) -> str:
+        """``<<`` and the white space behind it, which does not end the word: ``<< EOF`` is one."""
+        start = self.position
+        self.position += 2
+        while (char := self.peek()) and char in SPACES:
+            self.take()
+        return self.text[start : self.position]
 
     def single_quoted(self) -> str:
         start = self.position + 1
