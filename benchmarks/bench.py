@@ -156,9 +156,9 @@ class Bench:
         """The steps of Uklfile.example."""
         return self.graph(EXAMPLE, ROOT)
 
-    def make(self, graph: Graph) -> StepResult:
-        """The graph's target, from the store where that has it."""
-        executor = self.host.executor(self.store, self._events, offline=False)
+    def make(self, graph: Graph, at_once: int = 1) -> StepResult:
+        """The graph's target, from the store where that has it; one step at a time, so that none disturbs another."""
+        executor = self.host.executor(self.store, self._events, offline=False, at_once=at_once)
         with self.store.session():
             return executor.run(graph).result
 

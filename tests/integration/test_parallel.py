@@ -66,9 +66,9 @@ class Project:
         text += MEET.format(name="right", other="left", nonce=self.nonce, then=right)
         (self.folder / "Uklfile").write_text(text + LAST)
 
-    def start(self, progress: str) -> subprocess.Popen[str]:
+    def start(self, progress: str, *options: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [sys.executable, "-m", "uklimg", "build", "--target", "build", "--progress", progress],
+            [sys.executable, "-m", "uklimg", "build", "--target", "build", "--progress", progress, *options],
             cwd=self.folder,
             env={**os.environ, "PYTHONPATH": str(ROOT)},
             stdout=subprocess.DEVNULL,
@@ -111,6 +111,21 @@ def test_steps_of_two_stages_run_at_once_and_their_output_does_not_mix(project: 
         assert re.fullmatch(rf"   done in [\d.]+ s: \[{name} 1/1\] RUN .*", lines[at + 2])
     assert "\x1b" not in err and "\r" not in err
     assert re.fullmatch(r"\d+ of \d+ steps ran(, \d+ cached)?, [\d.]+ s", lines[-1])
+
+
+def test_one_job_is_one_processor_and_one_step_at_a_time(project: Project) -> None:
+    run = 'RUN [ "$(nproc)" = 1 ] && echo {name} {nonce} && sleep 1\n'
+    stages = [
+        f"FROM debian:trixie AS {name}\n" + run.format(name=name, nonce=project.nonce) for name in ("left", "right")
+    ]
+    (project.folder / "Uklfile").write_text("".join(stages) + LAST)
+    process = project.start("json", "--jobs", "1")
+    _, err = process.communicate(timeout=600)
+    assert process.returncode == 0, err
+    running = 0
+    for event in events(err):
+        running += (event["event"] == "step-started") - (event["event"] == "step-finished")
+        assert running <= 1
 
 
 def test_a_failure_ends_the_step_beside_it_and_is_what_is_told(project: Project) -> None:

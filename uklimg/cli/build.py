@@ -13,7 +13,6 @@ from uklimg.console import Console, console
 from uklimg.errors import InternalError, UserError
 from uklimg.events import Note
 from uklimg.ref import Reference
-from uklimg.room import memory_available, processors, steps_at_once
 from uklimg.storelimit import configured_limit
 
 NAME = "build"
@@ -84,7 +83,6 @@ def _build(
                 vendor=args.vendor,
                 secrets=secrets,
                 lookup=lookup,
-                at_once=_at_once(),
             )
             built = executor.run(made.graph, made.places, again=args.no_cache)
             root = built.result.root
@@ -116,7 +114,3 @@ def _limit_processors(count: int) -> None:
     if not there:
         raise InternalError("no processor to run on")
     os.sched_setaffinity(0, there[:count])
-
-
-def _at_once() -> int:
-    return steps_at_once(processors(), memory_available())

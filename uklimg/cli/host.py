@@ -18,6 +18,7 @@ from uklimg.graph import Blob
 from uklimg.hostfunctions import host_functions
 from uklimg.mirror import configured_vendors, find_mirror
 from uklimg.ref import Reference
+from uklimg.room import memory_available, processors, steps_at_once
 from uklimg.settings import Settings
 from uklimg.sources import Sources
 from uklimg.store import Store
@@ -69,10 +70,12 @@ class Host:
         vendor: Sequence[str] = (),
         secrets: Mapping[str, bytes] | None = None,
         lookup: Lookup | None = None,
-        at_once: int = 1,
+        at_once: int = 0,
         sources: Store | None = None,
     ) -> Executor:
-        """Steps leave their results in ``store``; what they fetch is in ``sources``, unless that is the same."""
+        """Steps leave their results in ``store``; what they fetch is in ``sources``, unless that is the same.
+        ``at_once`` steps may run at the same time; 0: as many as this machine has processors and memory for."""
+        at_once = at_once or steps_at_once(processors(), memory_available())
         engine = BuildahEngine(store.root / "engine", self.environ)
         fetch = self.fetch(sources or store, sink, offline=offline, vendor=vendor)
         functions = host_functions(self.env)
