@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from uklimg import __version__, contexttar, oci
 from uklimg.blueprint import (
@@ -31,7 +32,7 @@ from uklimg.blueprint import (
 )
 from uklimg.digest import Digest
 from uklimg.errors import CorruptError, ExitCode, ToolError, UserError
-from uklimg.graph import Container, ContextTree, Graph, Kind
+from uklimg.graph import Container, ContextTree, Graph
 from uklimg.lock import LOCK_NAME, format_lock
 from uklimg.plan import Plan
 from uklimg.project import Project, declared_arguments
@@ -74,12 +75,20 @@ def step_records(graph: Graph, results: Mapping[str, Digest | None]) -> tuple[St
     )
 
 
-def known_results(store: Store, graph: Graph) -> dict[str, Digest | None]:
-    """By step; None where the store has no record."""
+class Lookup(Protocol):
+    """``Store.lookup``, or that of shared caches."""
+
+    def __call__(self, key: Digest, /, *, verify: bool = True) -> StepResult | None: ...
+
+
+def known_results(store: Store, graph: Graph, lookup: Lookup | None = None) -> dict[str, Digest | None]:
+    """By step; None where neither the store has a record nor ``lookup`` a result, which is not brought for this."""
     found: dict[str, Digest | None] = {}
     for step in graph.steps:
-        record = store.record(graph.keys[step.id])
-        found[step.id] = result_digest(record.result) if record else None
+        key = graph.keys[step.id]
+        record = store.record(key)
+        result = record.result if record else lookup(key, verify=False) if lookup else None
+        found[step.id] = result_digest(result) if result else None
     return found
 
 
@@ -94,9 +103,14 @@ def attach(
     ignore_caches: bool = False,
     mode: str = FULL,
     anew: bool = False,
+    lookup: Lookup | None = None,
 ) -> None:
     """Give ``image``, which ``made`` led to, its blueprint. Nothing is written when it has one of the same build,
-    unless ``anew``: a step may have left other bytes this time. The caller holds a session."""
+    unless ``anew``: a step may have left other bytes this time.
+
+    ``lookup`` finds what steps left that this build did not need, because an image came from a shared cache. The
+    caller holds a session.
+    """
     if mode == NONE:
         detach(store, image.digest)
         return
@@ -121,7 +135,7 @@ def attach(
     files = dict(_files(store, project, resolved, made.graph, mode))
     blueprint = Blueprint(
         uklimg=__version__,
-        steps=step_records(made.graph, known_results(store, made.graph)),
+        steps=step_records(made.graph, known_results(store, made.graph, lookup)),
         build_args=_used_arguments(project),
         kernel_configs=kernel_configs,
         has_context=mode == FULL,
@@ -159,13 +173,11 @@ def _files(
         with store.scratch() as scratch, store.writer() as writer:
             contexttar.pack(trees, scratch, writer)
             yield CONTEXT, writer.commit(media_type=FILES[CONTEXT])
-    if KERNEL_KIT in graph.keys:
-        # In the kit of a store that got the image alone from somewhere else it may be missing.
-        record = store.record(graph.keys[KERNEL_KIT])
-        if record is not None and record.result.kind is Kind.TREE and store.has(record.result.layer.digest):
-            config = store.tree(record.result) / "config"
-            if config.is_file():
-                yield KERNEL_CONFIG, store.put_bytes(config.read_bytes(), FILES[KERNEL_CONFIG])
+    # It is not brought from a shared cache for this.
+    kit = store.lookup(graph.keys[KERNEL_KIT]) if KERNEL_KIT in graph.keys else None
+    if kit is not None:
+        config = store.tree(kit) / "config"
+        yield KERNEL_CONFIG, store.put_bytes(config.read_bytes(), FILES[KERNEL_CONFIG])
 
 
 def context_trees(graph: Graph) -> tuple[ContextTree, ...]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol
 
 from uklimg import oci
 from uklimg.digest import Digest
@@ -28,6 +30,39 @@ def private_store() -> Iterator[Path]:
         shutil.copytree(source / "cache", clone / "cache")
         shutil.copytree(source / "blobs", clone / "blobs", copy_function=os.link)
         yield clone
+
+
+class Planner(Protocol):
+    """A build context: ``test_build.Project`` is one."""
+
+    def uklimg(self, *argv: str) -> Planned: ...
+
+
+class Planned(Protocol):
+    @property
+    def status(self) -> int: ...
+
+    @property
+    def out(self) -> str: ...
+
+
+def kernel_keys(project: Planner) -> list[Digest]:
+    """The keys of a project's base images and kernel, which are what takes minutes. It has a lock."""
+    found = project.uklimg("plan", "--format", "json")
+    assert found.status == 0
+    steps = json.loads(found.out)
+    return [Digest.parse(step["key"]) for step in steps if step["step"].startswith(("base:", "kernel-kit"))]
+
+
+@contextmanager
+def store_of(keys: Sequence[Digest]) -> Iterator[Path]:
+    """A store that begins with nothing but the user's results of ``keys``, on the same disk. Gone at the end."""
+    source = Store(read_settings(os.environ, Path.cwd()).store)
+    with tempfile.TemporaryDirectory(dir=source.root.parent, prefix="test-store-") as folder:
+        store = Store(Path(folder))
+        for key in keys:
+            assert store.borrow(source, key) is not None
+        yield store.root
 
 
 def damage(path: Path, at: int = 1000) -> None:

@@ -6,33 +6,29 @@ under other circumstances, too. Everything else is made in empty stores.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
 import sys
 import tarfile
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 
 import pytest
+from privatestore import kernel_keys, store_of
 from test_build import Project
 
 from uklimg import blueprints
 from uklimg.blueprint import first_difference
 from uklimg.blueprints import Carried
 from uklimg.digest import Digest
-from uklimg.settings import read_settings
 from uklimg.store import Store
 
 pytestmark = [pytest.mark.integration, pytest.mark.boot]  # boot: the kernel is made before the first of them
 
-BORROWED = ("base:", "kernel-kit")
 UKLFILE = r"""
 ARG WORD=hello
 FROM debian:trixie AS library
@@ -142,17 +138,6 @@ class Circumstances:
         return command
 
 
-@contextmanager
-def prepared_store(keys: list[Digest]) -> Iterator[Path]:
-    """A store that has nothing but the results of ``keys``."""
-    source = Store(read_settings(os.environ, Path.cwd()).store)
-    with tempfile.TemporaryDirectory(dir=source.root.parent, prefix="test-store-") as folder:
-        store = Store(Path(folder))
-        for key in keys:
-            assert store.borrow(source, key) is not None
-        yield store.root
-
-
 @dataclass(frozen=True)
 class Built:
     digest: Digest
@@ -196,12 +181,9 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reference]:
     write_context(where / "plain", private=False)
     project = Project(where / "plain")
     assert project.uklimg("lock").status == 0
-    found = project.uklimg("plan", "--format", "json")
-    assert found.status == 0, found.err
-    steps = json.loads(found.out)
-    borrowed = [Digest.parse(step["key"]) for step in steps if step["step"].startswith(BORROWED)]
+    borrowed = kernel_keys(project)
     lock = where / "plain/Uklfile.lock"
-    with prepared_store(borrowed) as root:
+    with store_of(borrowed) as root:
         yield Reference(build(root, where, Circumstances("plain"), lock), root, where, lock, borrowed)
 
 
@@ -215,7 +197,7 @@ def check_same(reference: Reference, other: Built) -> None:
 def test_another_place_and_person(reference: Reference) -> None:
     """Another folder, umask, host name, number of processors, locale, time zone, home; files of other modes and
     dates; variables that tools listen to; an empty store."""
-    with prepared_store(reference.borrowed) as root:
+    with store_of(reference.borrowed) as root:
         home = reference.where / "home of nobody"
         home.mkdir()
         circumstances = Circumstances(
@@ -246,7 +228,7 @@ def test_another_place_and_person(reference: Reference) -> None:
 
 
 def test_everybody_may_write(reference: Reference) -> None:
-    with prepared_store(reference.borrowed) as root:
+    with store_of(reference.borrowed) as root:
         circumstances = Circumstances(
             "open", umask=0, host_name="uklimg.example.org", variables={"PYTHONHASHSEED": "0"}
         )

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from privatestore import private_store
+from privatestore import kernel_keys, store_of
 from test_build import Project, Result
 from test_image import make
 from test_registry import registry, skopeo
@@ -60,6 +60,7 @@ class Built:
     project: Project
     root: Path
     digest: Digest
+    borrowed: list[Digest]
 
     @property
     def store(self) -> Store:
@@ -71,13 +72,15 @@ class Built:
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Built]:
-    with private_store() as root:
-        project = context(tmp_path_factory.mktemp("verify") / "context")
+    project = context(tmp_path_factory.mktemp("verify") / "context")
+    assert project.uklimg("lock").status == 0
+    borrowed = kernel_keys(project)
+    with store_of(borrowed) as root:
         arguments = ("VERSION=7", "OTHER", "http_proxy=http://ada:sesame@proxy.invalid")
         words = [word for argument in arguments for word in ("--build-arg", argument)]
         found = project.uklimg("--store", str(root), "build", "-t", TAG, *words, OTHER="sesame", TOKEN="sesame")
         assert found.status == 0, found.err
-        yield Built(project, root, Digest.parse(found.out.split()[-1]))
+        yield Built(project, root, Digest.parse(found.out.split()[-1]), borrowed)
 
 
 def carried(built: Built) -> blueprints.Carried:
@@ -129,9 +132,22 @@ def test_the_image_does_not_know_of_it_and_the_same_build_attaches_the_same(buil
     assert after.digest == before.digest
 
 
+def test_an_image_from_a_shared_cache_knows_what_its_steps_left(built: Built, tmp_path: Path) -> None:
+    argv = ("build", "-t", TAG, "--build-arg", "VERSION=7")
+    assert built.uklimg(*argv, "--cache-to", f"dir:{tmp_path}/cache").status == 0
+    environ = {"UKLIMG_STORE": str(tmp_path / "other")}
+    found = built.project.uklimg(*argv, "--cache-from", f"dir:{tmp_path}/cache", **environ)
+    assert found.status == 0, found.err
+    store = Store(tmp_path / "other")
+    other = blueprints.read(store, built.digest)
+    assert other is not None
+    assert other.blueprint == carried(built).blueprint
+    assert [record.step for record in store.records()] == ["image"]
+
+
 def test_an_image_of_a_registry_is_made_again_from_what_it_carries(built: Built, tmp_path: Path) -> None:
     """On another machine, as it were: a store without the image, and without the project's folder."""
-    with registry(tmp_path / "registry") as server, private_store() as root:
+    with registry(tmp_path / "registry") as server, store_of(built.borrowed) as root:
         name = f"{server.host}/team/hello:1"
         assert built.uklimg("push", TAG, name).status == 0
         assert built.uklimg("push", TAG, f"{server.host}/team/hello:2").status == 0
@@ -172,7 +188,7 @@ def test_an_image_of_a_registry_is_made_again_from_what_it_carries(built: Built,
 def test_a_step_that_makes_other_bytes_each_time_is_named(built: Built, tmp_path: Path) -> None:
     project = context(tmp_path / "stamped", "&& date +%N >/src/stamp && head -c 3000 /dev/urandom >/src/noise")
     assert built.uklimg("build", "-t", f"{TAG}-stamped", str(project.folder)).status == 0
-    found = built.uklimg("verify", *REUSE, "--offline", f"{TAG}-stamped")
+    found = built.uklimg("verify", *REUSE, "--reuse", "toolchain:*", "--reuse", "init", "--offline", f"{TAG}-stamped")
     assert found.status == ExitCode.CORRUPT
     assert "the first step that differs is stage:build:2" in found.err.splitlines()[-1]
     assert "first step that differs: stage:build:2  [build 2/2] RUN $CC" in found.out

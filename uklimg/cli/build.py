@@ -89,18 +89,19 @@ def _build(
             tags = [str(name) for name in names] or ([] if args.target else [project.default_name])
             for tag in tags:
                 store.tag(tag, root)
-        if not args.target:
-            blueprints.attach(
-                store,
-                project,
-                found,
-                made,
-                root,
-                kernel_configs=tuple(args.kernel_configs),
-                ignore_caches=args.locked,
-                mode=args.blueprint,
-                anew=bool(built.ran),
-            )
+            if not args.target:
+                blueprints.attach(
+                    store,
+                    project,
+                    found,
+                    made,
+                    root,
+                    kernel_configs=tuple(args.kernel_configs),
+                    ignore_caches=args.locked,
+                    mode=args.blueprint,
+                    anew=bool(built.ran),
+                    lookup=lookup,
+                )
     if built.ran:
         prune.keep_within(limit, host, store, sink)
     return root, tags, built.ran

@@ -41,6 +41,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--offline", action="store_true", help="use no network: all sources are in the store")
     parser.add_argument("--no-diffoscope", action="store_true", help="do not ask diffoscope what differs")
+    options.add_vendor(parser)
     options.add_progress(parser)
     options.add_format(parser)
 
@@ -62,7 +63,13 @@ def run(args: argparse.Namespace, host: Host) -> int:
             private = Store(scratch / "store", sink)
             with private.session():
                 executor = host.executor(
-                    private, sink, offline=args.offline, secrets=secrets, at_once=at_once, sources=store
+                    private,
+                    sink,
+                    offline=args.offline,
+                    vendor=args.vendor,
+                    secrets=secrets,
+                    at_once=at_once,
+                    sources=store,
                 )
                 found = rebuild(store, private, carried, made, executor, reuse=args.reuse, sink=sink)
                 same = found.image.digest == image.digest
