@@ -35,6 +35,7 @@ from uklimg.graph import Blob, Container, ContextTree, Graph, Host, Inline, Kind
 from uklimg.hostfunctions import ROOTFS_TAR, HostFunction, HostJob
 from uklimg.oci import EPOCH
 from uklimg.recipes import image as image_recipe
+from uklimg.recipes import registry_image
 from uklimg.store import StepResult, Store
 from uklimg.toplayer import unpack_below
 from uklimg.walk import Task, Walk, missing
@@ -313,6 +314,9 @@ class Executor:
 
             function(HostJob(action.params, work.inputs, work.out, work.work, on_line, work.call.cancel))
         key, fields, seconds = work.call.key, work.call.fields, self._clock() - work.began
+        if action.function == registry_image.LAYERS:
+            layers = sorted(work.out.iterdir())
+            return self._store.commit_layers(key, layers, fields, step=step.id, seconds=seconds)
         if step.kind is Kind.ROOTFS:
             return self._store.commit_rootfs(key, work.out / ROOTFS_TAR, fields, step=step.id, seconds=seconds)
         if action.function == image_recipe.FUNCTION:
@@ -370,13 +374,18 @@ class Executor:
         return folder
 
     def _output(self, result: StepResult, path: str, folder: Path) -> Path:
-        """A TREE's file or folder; of a ROOTFS, what its topmost layer has there."""
+        """A TREE's file or folder; of a ROOTFS, what its topmost layer has there, or without a path all its layers
+        as files, whose names sort from the bottom to the top."""
         if result.kind is Kind.TREE:
             found = self._store.tree(result) / path
             if not found.exists():
                 raise InternalError(f"the result {result.key} has no {path}")
             return found
         folder.mkdir()
+        if not path:
+            for number, blob in enumerate(result.layers):
+                (folder / f"{number:03}.tar").symlink_to(self._store.verified_path(blob.digest))
+            return folder
         with self._store.open_blob(result.layer.digest) as layer:
             unpack_below(layer, path, folder)
         return folder

@@ -11,12 +11,15 @@ from typing import TypeAlias
 
 from uklimg import proc
 from uklimg.digest import JSON
+from uklimg.errors import InternalError
 from uklimg.imagebuild import image
 from uklimg.initramfsbuild import initramfs
 from uklimg.oci import EPOCH
 from uklimg.recipes import base_image as base_image_recipe
 from uklimg.recipes import image as image_recipe
 from uklimg.recipes import initramfs as initramfs_recipe
+from uklimg.recipes import parameters, registry_image
+from uklimg.registryimage import layer_inputs, pick, unpack_layers
 
 ROOTFS_TAR = "rootfs.tar"
 """What a function of kind ROOTFS leaves in its output folder: a whole file system."""
@@ -61,4 +64,13 @@ def host_functions(env: Mapping[str, str]) -> Mapping[str, HostFunction]:
         base_image_recipe.FUNCTION: base_image,
         initramfs_recipe.FUNCTION: lambda job: initramfs(job.inputs, job.out, job.params),
         image_recipe.FUNCTION: lambda job: image(job.inputs, job.out, job.params),
+        registry_image.LAYERS: lambda job: unpack_layers(job.inputs["config"], layer_inputs(job.inputs), job.out),
+        registry_image.PICK: _pick,
     }
+
+
+def _pick(job: HostJob) -> None:
+    if not isinstance(job.params, Mapping):
+        raise InternalError("registry-pick wants parameters")
+    sources, into = parameters.texts(job.params["sources"]), parameters.text(job.params["into"])
+    pick(sorted(job.inputs["layers"].iterdir()), sources, into, job.out / ROOTFS_TAR)

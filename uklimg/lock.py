@@ -1,8 +1,8 @@
 """``Uklfile.lock``: every input of a build by digest, as frozen types with one stable TOML form.
 
-The file is TOML 1.0: ``version = 1``, then arrays of tables ``base``, ``packages``, ``source`` and ``component``.
-No mirror is named in it: an origin is ``debian:<path below any mirror's root>`` or the URL that the Uklfile itself
-gave. Entries and the packages in them are sorted, so that equal locks are equal text. Pure.
+The file is TOML 1.0: ``version = 1``, then arrays of tables ``base``, ``packages``, ``source``, ``image``,
+``component``. No mirror is named in it: an origin is ``debian:<path below any mirror's root>`` or the URL that the
+Uklfile itself gave. Entries and the packages in them are sorted, so that equal locks are equal text. Pure.
 """
 
 from __future__ import annotations
@@ -134,7 +134,23 @@ class LockedComponent:
         return (self.kind.value, self.name)
 
 
-Entry: TypeAlias = LockedBase | LockedPackages | LockedSource | LockedComponent
+@dataclass(frozen=True)
+class LockedImage:
+    """An image of a registry: ``reference`` as the Uklfile has it, ``manifest`` that of linux/amd64, ``env`` its
+    variables (``NAME=value``). ``files`` are its configuration and then its layers, bottom first; their origin is
+    ``oci:HOST/NAME``."""
+
+    reference: str
+    manifest: Digest
+    env: tuple[str, ...]
+    files: tuple[LockedFile, ...]
+
+    @property
+    def key(self) -> EntryKey:
+        return ("image", self.reference)
+
+
+Entry: TypeAlias = LockedBase | LockedPackages | LockedSource | LockedComponent | LockedImage
 EntryKey: TypeAlias = tuple[str, str]
 
 
@@ -187,7 +203,7 @@ class Lock:
         for entry in self.entries:
             if isinstance(entry, LockedBase | LockedPackages):
                 found.update(package.file for package in entry.packages)
-            elif isinstance(entry, LockedSource):
+            elif isinstance(entry, LockedSource | LockedImage):
                 found.update(entry.files)
             else:
                 found.add(entry.file)
@@ -240,6 +256,12 @@ def _entry_table(entry: Entry) -> tuple[str, Table]:
         table.add("version", entry.version)
         table.add("files", _array(_inline(_file(file)) for file in sorted(entry.files)))
         return "source", table
+    if isinstance(entry, LockedImage):
+        table.add("reference", entry.reference)
+        table.add("manifest", str(entry.manifest))
+        table.add("env", list(entry.env))
+        table.add("files", _array(_inline(_file(file)) for file in entry.files))
+        return "image", table
     table.add("kind", entry.kind.value)
     table.add("name", entry.name)
     table.add("version", entry.version)
@@ -304,6 +326,7 @@ def parse_lock(text: str, file: str = LOCK_NAME) -> Lock:
         "packages": _read_packages,
         "source": _read_source,
         "component": _read_component,
+        "image": _read_image,
     }
     entries: list[Entry] = []
     for kind, tables in document.items():
@@ -419,6 +442,16 @@ def _read_component(reader: _Reader) -> Entry:
     kind = _enum(reader, ComponentKind, "kind")
     name, version, patches = reader.text("name"), reader.text("version"), reader.digest("patches")
     return LockedComponent(kind, name, version, reader.file("file"), patches)
+
+
+def _read_image(reader: _Reader) -> Entry:
+    files: list[LockedFile] = []
+    for table in reader.tables("files"):
+        files.append(table.file())
+        table.done()
+    if len(files) < 2:
+        raise reader.error("an image has a configuration and layers")
+    return LockedImage(reader.text("reference"), reader.digest("manifest"), reader.texts("env"), tuple(files))
 
 
 def _enum(reader: _Reader, kind: type[E], key: str) -> E:

@@ -13,6 +13,7 @@ from uklimg.lock import (
     Lock,
     LockedBase,
     LockedComponent,
+    LockedImage,
     LockedPackages,
 )
 
@@ -86,6 +87,8 @@ def _summary(entry: Entry | None) -> str:
         return f"({len(entry.packages)} packages)"
     if isinstance(entry, LockedComponent):
         return entry.version
+    if isinstance(entry, LockedImage):
+        return entry.manifest.short
     return entry.version or " ".join(file.digest.short for file in entry.files)
 
 
@@ -102,6 +105,8 @@ def _items(entry: Entry) -> Mapping[str, _Item]:
         return {**items, "definition": _Item("", entry.definition.short)} if isinstance(entry, LockedBase) else items
     if isinstance(entry, LockedComponent):
         return {"": _Item(entry.version, entry.file.digest.short), "patches": _Item("", entry.patches.short)}
+    if isinstance(entry, LockedImage):
+        return {"": _Item("", entry.manifest.short)}
     if entry.version:
         return {"": _Item(entry.version, Digest.of_json([str(file.digest) for file in entry.files]).short)}
     return {file.name: _Item("", file.digest.short) for file in entry.files}

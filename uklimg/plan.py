@@ -12,11 +12,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
-from uklimg.errors import InternalError, Location, UserError, UserErrors
+from uklimg.errors import Location, UserError, UserErrors
 from uklimg.graph import ContextTree, Graph, Input, Output, Step
 from uklimg.guest.config import guest_config
 from uklimg.oci import RunConfig
-from uklimg.recipes import base_image, bzimage, runmounts, stage, toolchain
+from uklimg.recipes import base_image, bzimage, registry_image, runmounts, stage, toolchain
 from uklimg.recipes import image as image_recipe
 from uklimg.recipes import init as init_recipe
 from uklimg.recipes.app import app_step
@@ -26,6 +26,7 @@ from uklimg.recipes.kernel import KernelConfig, KernelOverride, kernel_step
 from uklimg.recipes.userland import userland_step
 from uklimg.resolve import ResolvedSpec, kernel_is_local
 from uklimg.spec.model import (
+    DEFAULT_PATH,
     BuildStage,
     ContextSource,
     Copy,
@@ -134,6 +135,8 @@ class _Planner:
         self._tops: dict[str, str] = {}  # build stage → its last step
         self._bases: dict[str, str] = {}  # base image → the step that build stages on it start from
         self._dependencies = Dependencies(resolved, assets.inside)
+        self._images: dict[str, str] = {}  # image of a registry → its step
+        self._linked = self._link_chain()
         self._picks = 0
         self._runs: dict[str, Run] = {}  # those with mounts, by step
 
@@ -157,6 +160,16 @@ class _Planner:
         needed = {step.id for target in targets for step in Graph.of(self._steps, target).steps}
         return runmounts.warnings([run for step_id, run in self._runs.items() if step_id in needed])
 
+    def _link_chain(self) -> frozenset[str]:
+        """The stages whose file system LINK's stage has: programs made there may become part of a kernel."""
+        found: set[str] = set()
+        name = self._spec.image.link.stage
+        while name and name not in found:
+            found.add(name)
+            base = self._spec.stage(name).base
+            name = base.name if isinstance(base, StageRef) else ""
+        return frozenset(found)
+
     def _add(self, step: Step, place: Location | None = None) -> str:
         self._steps.append(step)
         if place is not None:
@@ -176,16 +189,24 @@ class _Planner:
 
     def _stage(self, build: BuildStage) -> None:
         top = self._bottom(build.base)
+        reference = self._resolved.stage_images.get(build.name, "")
+        if isinstance(build.base, OciImage) and build.name in self._linked:
+            # Elsewhere an image need not have what the wrapper needs.
+            wrapper = registry_image.wrapper_step(top, self._assets.toolchain, reference, f"toolchain:{reference}")
+            top = self._add(wrapper, self._spec.image.link.location)
         for number, instruction in enumerate(build.instructions, 1):
             step_id = f"stage:{build.name}:{number}"
             try:
-                step = self._instruction(step_id, top, instruction, self._resolved.stage_bases[build.name])
+                base = self._resolved.stage_bases[build.name]
+                step = self._instruction(step_id, top, instruction, base, build.name)
             except UserErrors as errors:
                 self._errors.extend(errors.errors)
             except UserError as error:
                 error.location = error.location or instruction.location
                 self._errors.append(error)
             else:
+                if reference and isinstance(instruction, Copy | Source):
+                    step = registry_image.guarded(step, reference)
                 top = self._add(_numbered(step, build, number), instruction.location)
         self._tops[build.name] = top
 
@@ -193,11 +214,24 @@ class _Planner:
         if isinstance(origin, StageRef):
             return self._tops[origin.name]
         if isinstance(origin, OciImage):
-            raise InternalError("an image of a registry passed `resolve`")
+            reference = origin.reference
+            if reference not in self._images:
+                step = registry_image.image_step(f"image:{reference}", self._resolved.images[reference])
+                self._images[reference] = self._add(step)
+            return self._images[reference]
         return self._bases[origin.name]
 
-    def _instruction(self, step_id: str, below: str, instruction: Instruction, base: str) -> Step:
-        """``base``: the base image at the stage's bottom."""
+    def _variables(self, build: str) -> tuple[Mapping[str, str], bool]:
+        """What a build stage's commands find in their environment before the Uklfile's own variables, and whether a
+        PATH is among them."""
+        reference = self._resolved.stage_images.get(build, "")
+        if not reference:
+            return toolchain.environment(), False
+        own = registry_image.environment(self._resolved.images[reference])
+        return {**own, **(toolchain.environment() if build in self._linked else {})}, "PATH" in own
+
+    def _instruction(self, step_id: str, below: str, instruction: Instruction, base: str, build: str) -> Step:
+        """``base``: the base image at the bottom of the stage ``build``."""
         inside = self._assets.inside
         match instruction:
             case Run():
@@ -209,7 +243,12 @@ class _Planner:
                 )
                 if mounts:
                     self._runs[step_id] = instruction
-                return stage.run_step(step_id, below, instruction, toolchain.environment(), mounts, inputs)
+                variables, has_path = self._variables(build)
+                if has_path:
+                    # What the Uklfile says nothing about is the image's.
+                    own = tuple(pair for pair in instruction.env if pair != ("PATH", DEFAULT_PATH))
+                    instruction = replace(instruction, env=own)
+                return stage.run_step(step_id, below, instruction, variables, mounts, inputs)
             case MakeFolder():
                 return stage.folder_step(step_id, below, instruction)
             case Source():
@@ -265,10 +304,14 @@ class _Planner:
     def _pick(self, origin: Origin, sources: Sequence[str], place: Location) -> Output:
         """What ``sources`` lead to in a stage or base image."""
         below = self._bottom(origin)
-        if isinstance(origin, OciImage):
-            raise InternalError("an image of a registry passed `resolve`")
         self._picks += 1
-        step = stage.pick_step(f"pick:{self._picks}", below, origin.name, sources, self._assets.inside)
+        step_id = f"pick:{self._picks}"
+        if isinstance(origin, OciImage):
+            step = registry_image.pick_step(step_id, below, origin.reference, sources)
+        elif origin.name in self._resolved.stage_images and isinstance(origin, StageRef):
+            step = registry_image.pick_step(step_id, below, origin.name, sources)
+        else:
+            step = stage.pick_step(step_id, below, origin.name, sources, self._assets.inside)
         return stage.picked(self._add(step, place))
 
     def _bind(self, mount: Mount, place: Location) -> tuple[Input, str]:
@@ -384,4 +427,6 @@ def _numbered(step: Step, build: BuildStage, number: int) -> Step:
 
 def _copy_title(copy: Copy) -> str:
     origin = copy.origin
-    return stage.copy_title(copy, "" if origin is None or isinstance(origin, OciImage) else origin.name)
+    if isinstance(origin, OciImage):
+        return stage.copy_title(copy, origin.reference)
+    return stage.copy_title(copy, origin.name if origin else "")

@@ -23,6 +23,7 @@ from uklimg.lock import (
     LockedBase,
     LockedComponent,
     LockedFile,
+    LockedImage,
     LockedPackage,
     LockedPackages,
     LockedSource,
@@ -52,7 +53,10 @@ from uklimg.spec.model import (
 )
 
 T = TypeVar("T")
-E = TypeVar("E", LockedBase, LockedPackages, LockedSource, LockedComponent)
+E = TypeVar("E", LockedBase, LockedPackages, LockedSource, LockedComponent, LockedImage)
+
+DEFAULT_BASE = "debian-trixie"
+"""The base image in which kernels and the like are made when the program comes from an image of a registry."""
 
 
 class Definitions(Protocol):
@@ -80,6 +84,10 @@ class Resolver(Protocol):
 
     def archive(self, url: str, checksum: Digest | None, /) -> LockedFile: ...
 
+    def image(self, reference: str, /) -> LockedImage:
+        """What the reference means now, for linux/amd64."""
+        ...
+
     def git(self, url: str, commit: str, /) -> tuple[str, LockedFile]:
         """The commit that ``commit`` (a tag or branch, too) means now, and its tar."""
         ...
@@ -105,6 +113,8 @@ class ResolvedSpec:
     ``packages`` by the place of PACKAGES or DEPENDS, ``libraries`` by name (with those that others need), ``tools``
     what the build of a library needs on a base image, by the base's and the library's name, ``userland`` what
     USERLAND stands for.
+    ``images`` of registries by reference, ``stage_images`` the reference that a build stage starts from; such a
+    stage's base image is DEFAULT_BASE.
     """
 
     spec: Spec
@@ -115,6 +125,8 @@ class ResolvedSpec:
     packages: Mapping[Location, LockedPackages]
     libraries: Mapping[str, ResolvedComponent]
     tools: Mapping[tuple[str, str], LockedPackages]
+    images: Mapping[str, LockedImage]
+    stage_images: Mapping[str, str]
     lock: Lock
     used: frozenset[EntryKey]
     userland: LockedPackages | None = None
@@ -136,7 +148,10 @@ class ResolvedSpec:
 
     @property
     def libc_version(self) -> str:
-        """Version of the libc that the program is linked with: Debian's, of the base image of LINK's stage."""
+        """Version of the libc that the program is linked with: Debian's, of the base image of LINK's stage; "" when
+        that is an image of a registry, whose libc nobody knows."""
+        if self.spec.image.link.stage in self.stage_images:
+            return ""
         packages = self.base_of(self.spec.image.link.stage).locked.packages
         return next(package.version for package in packages if package.name == "libc6-dev")
 
@@ -181,6 +196,8 @@ class _Resolution:
         self._packages: dict[Location, LockedPackages] = {}
         self._libraries: dict[str, ResolvedComponent] = {}
         self._tools: dict[tuple[str, str], LockedPackages] = {}
+        self._images: dict[str, LockedImage] = {}
+        self._stage_images: dict[str, str] = {}
         # What PACKAGES asked for and added so far, by build stage.
         self._asked: dict[str, tuple[str, ...]] = {}
         self._installed: dict[str, tuple[LockedPackage, ...]] = {}
@@ -205,6 +222,8 @@ class _Resolution:
             packages=self._packages,
             libraries=self._libraries,
             tools=self._tools,
+            images=self._images,
+            stage_images=self._stage_images,
             lock=self._lock.with_missing(self._used.values()),
             used=frozenset(self._used),
             userland=userland,
@@ -345,8 +364,13 @@ class _Resolution:
             self._stage_bases[stage.name] = self._stage_bases[below]
             self._asked[stage.name] = self._asked.get(below, ())
             self._installed[stage.name] = self._installed[below]
+            if below in self._stage_images:
+                self._stage_images[stage.name] = self._stage_images[below]
             return self._bases[self._stage_bases[stage.name]]
         base = self._origin(stage.base)
+        if isinstance(stage.base, OciImage):
+            self._stage_images[stage.name] = stage.base.reference
+            base = self._origin(BaseImage(DEFAULT_BASE))
         if base is None:
             raise InternalError("a stage without a base")
         self._stage_bases[stage.name] = base.definition.name
@@ -354,12 +378,13 @@ class _Resolution:
         return base
 
     def _origin(self, origin: Origin | None) -> ResolvedBase | None:
-        """Resolve a base image; None for what lies in the Uklfile or its context."""
+        """Resolve a base image or, giving None, an image of a registry; None for what lies in the Uklfile, too."""
         if isinstance(origin, OciImage):
-            raise UserError(
-                f"this version of uklimg cannot build on images of a registry such as {origin.reference}",
-                hint="FROM a base image, debian:trixie",
+            reference = origin.reference
+            self._images[reference] = self._entry(
+                LockedImage, ("image", reference), f"image {reference}", lambda resolver: resolver.image(reference)
             )
+            return None
         if not isinstance(origin, BaseImage):
             return None
         if origin.name not in self._bases:
@@ -377,6 +402,11 @@ class _Resolution:
 
     def _install(self, stage: str, base: ResolvedBase, location: Location, items: Iterable[Package]) -> None:
         items = tuple(items)
+        if stage in self._stage_images:
+            raise UserError(
+                f"nothing can be added to {self._stage_images[stage]}, whose own packages nobody locked",
+                hint="use debian:trixie and COPY --from= the image, or an image that has what is needed",
+            )
         for item in items:
             if item.recipe:
                 self._try(location, partial(self._library, item, base))

@@ -13,23 +13,25 @@ from uklimg.debian import Debian
 from uklimg.definitions import BaseDefinition
 from uklimg.digest import CHUNK, Digest
 from uklimg.errors import ExitCode, ToolError, UserError
-from uklimg.lock import LockedFile, LockedPackage
+from uklimg.lock import LockedFile, LockedImage, LockedPackage
 
 _TIMEOUTS = (15.0, 60.0)  # to connect, between two packets; seconds
 
 
 class HostResolver:
-    """``measure`` downloads a URL and returns digest and size in bytes; ``git`` is ``Resolver.git``."""
+    """``measure`` downloads a URL and returns digest and size in bytes; ``git`` and ``image`` are ``Resolver``'s."""
 
     def __init__(
         self,
         debian: Debian,
         measure: Callable[[str], tuple[Digest, int]],
         git: Callable[[str, str], tuple[str, LockedFile]],
+        image: Callable[[str], LockedImage],
     ) -> None:
         self._debian = debian
         self._measure = measure
         self._git = git
+        self._image = image
 
     def base(self, definition: BaseDefinition, /) -> tuple[LockedPackage, ...]:
         return self._debian.base(definition)
@@ -42,6 +44,9 @@ class HostResolver:
     def source(self, definition: BaseDefinition, name: str, version: str, /) -> tuple[str, tuple[LockedFile, ...]]:
         found = self._debian.source(definition, name, version)
         return found.version, found.files
+
+    def image(self, reference: str, /) -> LockedImage:
+        return self._image(reference)
 
     def git(self, url: str, commit: str, /) -> tuple[str, LockedFile]:
         return self._git(url, commit)

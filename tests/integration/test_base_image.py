@@ -27,7 +27,7 @@ from uklimg.digest import Digest
 from uklimg.errors import CorruptError, ExitCode, ToolError, UserError
 from uklimg.fetch import Fetcher, Mirrors
 from uklimg.graph import Blob, Host
-from uklimg.lock import Lock, LockedBase, LockedFile, format_lock, parse_lock
+from uklimg.lock import Lock, LockedBase, LockedFile, LockedImage, format_lock, parse_lock
 from uklimg.mirror import find_mirror
 from uklimg.oci import EPOCH
 from uklimg.recipes.base_image import base_image_step
@@ -42,6 +42,10 @@ BASE = BaseDefinition("test", "trixie", ("main",), "amd64", ("required",), ("too
 
 
 # --- a mirror of our own
+
+
+def no_image(reference: str) -> LockedImage:
+    raise AssertionError(f"{reference} is asked for")
 
 
 def no_git(url: str, commit: str) -> tuple[str, LockedFile]:
@@ -151,7 +155,7 @@ def test_packages_and_sources_are_resolved(archive: Archive, tmp_path: Path) -> 
     assert needed.origin == "debian:pool/main/needed_2.0_all.deb"
     assert Digest.of((archive.root / "pool/main/needed_2.0_all.deb").read_bytes()) == needed.digest
     assert [p.name for p in debian.packages(BASE, ["extra"], found)] == ["extra"]
-    resolver = HostResolver(debian, measure_url, no_git)
+    resolver = HostResolver(debian, measure_url, no_git, no_image)
     version, files = resolver.source(BASE, "redis", "")
     assert (version, files[0].origin) == ("5:1-1", "debian:pool/main/redis_1-1.dsc")
     # The host's own apt state is as it was, and nothing names the mirror.

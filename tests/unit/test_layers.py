@@ -61,6 +61,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "debian",
         "download",
         "gitsource",
+        "registryimage",
         "resolver",
         "baseimage",
         "imagebuild",
@@ -74,7 +75,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "compare",
         "archive",
     ),
-    4: ("execute", "remote", "runner", "trial", "sharedcache", "rebuild", "vendor", "sources"),
+    4: ("execute", "remote", "runner", "trial", "sharedcache", "rebuild", "vendor", "sources", "imagelock"),
     5: ("console", "turns", "cli", "__main__"),
 }
 # Scripts that run inside containers: they know nothing of uklimg but their own folder.

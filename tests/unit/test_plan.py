@@ -354,3 +354,40 @@ def test_proxies_are_in_no_key() -> None:
     action = made[1].graph.step("stage:build:4").action
     assert isinstance(action, Container)
     assert action.proxies == {"https_proxy": "http://secret@proxy"}
+
+
+IMAGES = """FROM registry.example.org/gcc:14 AS build
+COPY fix.patch /src/
+RUN make
+FROM registry.example.org/tools:1 AS tools
+RUN true
+FROM ukl:6.12
+LINK --from=build /src/redis-server
+COPY --from=tools /a /a
+COPY --from=registry.example.org/tiny:1 /x /x
+"""
+
+
+def test_images_of_a_registry() -> None:
+    found = planned(IMAGES)
+    needs = {step.id: step.needs() for step in found.graph.steps}
+    gcc, tools, tiny = (f"image:registry.example.org/{name}" for name in ("gcc:14", "tools:1", "tiny:1"))
+    wrapper = "toolchain:registry.example.org/gcc:14"
+    assert needs[wrapper] == (gcc,) and needs["stage:build:1"] == (wrapper,)
+    assert needs["stage:tools:1"] == (tools,)  # nothing is linked from there
+    assert needs["pick:1"] == ("stage:tools:1",) and needs["pick:2"] == (tiny,)
+    assert needs["kernel-kit"] == needs["init"] == ("base:debian-trixie",)
+    make, true, put = (found.graph.step(f"stage:{name}").action for name in ("build:2", "tools:1", "build:1"))
+    assert isinstance(make, Container) and isinstance(true, Container) and isinstance(put, Container)
+    assert make.env["PATH"] == "/opt/bin:/bin" and make.env["GO"] == "1" and make.env["CC"] == "ukl-gcc"
+    assert true.env["PATH"] == "/opt/bin:/bin" and "CC" not in true.env
+    assert put.argv[:2] == ("/bin/sh", "-c") and "lacks /usr/bin/python3" in put.argv[2]
+    assert all(isinstance(found.graph.step(name).action, Host) for name in (gcc, "pick:1", "pick:2"))
+    assert sorted(found.graph.step(gcc).inputs) == ["config", "layer-000", "layer-001"]
+    assert found.places[wrapper].line == 7  # LINK is what wants it
+
+
+def test_a_path_of_the_uklfile_wins_over_the_image() -> None:
+    found = planned(IMAGES.replace("RUN make", "ENV PATH=/mine\nRUN make"))
+    make = found.graph.step("stage:build:2").action
+    assert isinstance(make, Container) and make.env["PATH"] == "/mine"

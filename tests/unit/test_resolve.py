@@ -10,7 +10,17 @@ import pytest
 from uklimg.definitions import BaseDefinition, SourceDefinition, SourceFolder, parse_base, parse_source
 from uklimg.digest import Digest
 from uklimg.errors import InternalError, UserError, UserErrors
-from uklimg.lock import ComponentKind, Lock, LockedComponent, LockedFile, LockedPackage, SourceKind
+from uklimg.lock import (
+    ComponentKind,
+    Lock,
+    LockedComponent,
+    LockedFile,
+    LockedImage,
+    LockedPackage,
+    SourceKind,
+    format_lock,
+    parse_lock,
+)
 from uklimg.patchset import PatchSet
 from uklimg.recipes.base_image import base_image_step, step_id
 from uklimg.resolve import ResolvedSpec, resolve
@@ -89,6 +99,14 @@ class Archive:
     def archive(self, url: str, checksum: Digest | None, /) -> LockedFile:
         self.asked.append(f"archive {url}")
         return LockedFile(archive_name(url), checksum or Digest.of(url.encode()), 4, url)
+
+    def image(self, reference: str, /) -> LockedImage:
+        self.asked.append(f"image {reference}")
+        files = tuple(
+            LockedFile(name, Digest.of(f"{name} {reference}".encode()), 4, "oci:registry.example.org/gcc")
+            for name in ("config.json", "layer-000", "layer-001")
+        )
+        return LockedImage(reference, Digest.of(reference.encode()), ("PATH=/opt/bin:/bin", "GO=1"), files)
 
     def git(self, url: str, commit: str, /) -> tuple[str, LockedFile]:
         self.asked.append(f"git {url} {commit}")
@@ -260,11 +278,40 @@ def test_kernels_that_cannot_be(words: str, problem: str) -> None:
     assert problem in found and found.startswith("Uklfile:10:1: ")
 
 
+def test_an_image_of_a_registry_is_locked() -> None:
+    text = """FROM registry.example.org/gcc:14 AS build
+SOURCE debian:redis=5:8.0.2 /src
+FROM build AS more
+RUN make
+FROM ukl:6.12
+LINK --from=more /src/redis-server
+COPY --from=registry.example.org/tiny:1 /x /x
+"""
+    result = resolved(text)
+    assert sorted(result.images) == ["registry.example.org/gcc:14", "registry.example.org/tiny:1"]
+    assert result.stage_images == dict.fromkeys(("build", "more"), "registry.example.org/gcc:14")
+    # Kernels are made in our own base image, and Debian's sources are those of its suite.
+    assert result.stage_bases == dict.fromkeys(("build", "more"), "debian-trixie")
+    assert result.libc_version == ""
+    again = resolve(spec(text), result.lock, Folders(), None)
+    assert again.images == result.images and again.lock == result.lock
+    read = parse_lock(format_lock(result.lock))
+    assert all(read.get(entry.key) == entry for entry in result.images.values())
+    lines = [error.line() for error in unresolved(text).errors]
+    assert "Uklfile:1:1: Uklfile.lock lacks image registry.example.org/gcc:14 (uklimg lock)" in lines
+
+
+def unresolved(text: str) -> UserErrors:
+    with pytest.raises(UserErrors) as caught:
+        resolve(spec(text), Lock(), Folders(), None)
+    return caught.value
+
+
 def test_what_is_not_supported_is_said() -> None:
     found = problems(UKLFILE.replace("LINK", "GLIBC 2.41\nLINK"))
     assert found[0].startswith("Uklfile:10:1: this version of uklimg has no C library of its own")
     found = problems(UKLFILE.replace("FROM debian:trixie AS build", "FROM registry.example.org/gcc:14 AS build"))
-    assert any("cannot build on images of a registry such as registry.example.org/gcc:14" in line for line in found)
+    assert len(found) == 2 and all("nothing can be added to registry.example.org/gcc:14" in f for f in found)
 
 
 def test_the_base_image_step_has_every_package_as_an_input() -> None:

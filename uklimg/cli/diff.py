@@ -12,7 +12,7 @@ from uklimg.cli.host import Host
 from uklimg.compare import Difference
 from uklimg.console import console
 from uklimg.digest import JSON
-from uklimg.lock import LockedBase, LockedPackages, parse_lock
+from uklimg.lock import LockedBase, LockedImage, LockedPackages, parse_lock
 from uklimg.rebuild import image_pairs
 from uklimg.store import Store
 
@@ -104,6 +104,8 @@ def locked_inputs(text: str) -> Values:
     for entry in parse_lock(text).entries:
         if isinstance(entry, LockedBase | LockedPackages):
             found.update((f"package {package.name}", package.version) for package in entry.packages)
+        elif isinstance(entry, LockedImage):
+            found[" ".join(entry.key)] = entry.manifest.short
         else:
             files = entry.files if hasattr(entry, "files") else (entry.file,)
             found[" ".join(entry.key)] = entry.version or files[0].digest.short

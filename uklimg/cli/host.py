@@ -16,6 +16,7 @@ from uklimg.events import Sink
 from uklimg.execute import Executor, Fetch, Lookup
 from uklimg.graph import Blob
 from uklimg.hostfunctions import host_functions
+from uklimg.imagelock import OCI, bring_layer, lock_image
 from uklimg.mirror import configured_vendors, find_mirror
 from uklimg.ref import Reference
 from uklimg.room import memory_available, processors, steps_at_once
@@ -86,6 +87,8 @@ class Host:
         are. What asking the network takes is imported only when it is asked."""
 
         def download(blob: Blob, cancel: Event | None) -> None:
+            if blob.urls and blob.urls[0].startswith(OCI):
+                return bring_layer(blob, store, self.connect, sink)
             if blob.urls and blob.urls[0].startswith("git+"):
                 from uklimg.download import bring_commit
 
@@ -123,4 +126,5 @@ class Host:
                 debian,
                 lambda url: measure(url, store, sink),
                 lambda url, commit: measure_commit(url, commit, store, self.env, sink),
+                lambda reference: lock_image(reference, store, self.connect, sink),
             )

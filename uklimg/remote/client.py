@@ -91,6 +91,26 @@ def pull(
     return root
 
 
+def find_manifest(ref: Reference, transport: Transport, platform: Platform) -> tuple[Descriptor, Manifest]:
+    """The manifest that ``ref`` means for ``platform``, verified. Errors: as ``pull``."""
+    root, data = _root(ref, transport)
+    parsed = parse_index_or_manifest(data, f"image {ref}")
+    if isinstance(parsed, Index):
+        root = _for_platform(parsed, platform, ref)
+        what = f"manifest {root.digest}"
+        data, _ = transport.manifest(str(root.digest), what)
+        _check(root, len(data), Digest.of(data), "from the registry")
+        parsed = parse_index_or_manifest(data, what)
+    if not isinstance(parsed, Manifest):
+        raise CorruptError(f"image {ref} is an index in an index")
+    return root, parsed
+
+
+def bring_blob(blob: Descriptor, store: BlobStore, transport: Transport, sink: Sink = discard) -> None:
+    """One blob of a repository into the store. Errors: as ``pull``."""
+    _Puller(transport.ref, store, transport, sink).blob(blob)
+
+
 def push(ref: Reference, root: Descriptor, store: BlobStore, transport: Transport, sink: Sink = discard) -> None:
     """Send the index or manifest ``root`` with all below it, and name it ``ref`` there.
 
@@ -159,7 +179,7 @@ class _Puller:
                 self.manifest(entry, level + 1)
         else:
             for blob in parsed.blobs():
-                self._blob(blob)
+                self.blob(blob)
 
     def manifest(self, entry: Descriptor, level: int) -> None:
         """An index's entry and everything below it."""
@@ -187,7 +207,7 @@ class _Puller:
                 writer.write(data)
                 writer.commit(descriptor.digest)
 
-    def _blob(self, blob: Descriptor) -> None:
+    def blob(self, blob: Descriptor) -> None:
         if blob.digest in self._done:
             return
         self._done.add(blob.digest)

@@ -146,6 +146,13 @@ class Store(Layout):
                 top = writer.commit(media_type=oci.LAYER)
         return self._commit(key, Kind.ROOTFS, (*below, top), fields, step, seconds)
 
+    def commit_layers(
+        self, key: Digest, layers: Sequence[Path], fields: Fields, *, step: str = "", seconds: float | None = None
+    ) -> StepResult:
+        """Store the plain tars ``layers``, bottom first and byte for byte, as the ROOTFS of ``key``."""
+        found = tuple(self.put_file(layer, oci.LAYER) for layer in layers)
+        return self._commit(key, Kind.ROOTFS, found, fields, step, seconds)
+
     def commit_image(
         self, key: Digest, layout: Path, fields: Fields, *, step: str = "", seconds: float | None = None
     ) -> StepResult:
