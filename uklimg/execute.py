@@ -49,9 +49,19 @@ class Fetch(Protocol):
 
 
 class Lookup(Protocol):
-    """Finds results: ``Store.lookup``, or what brings them from elsewhere besides. Called from any thread."""
+    """Finds results, as ``Store.lookup`` does, and may bring them from elsewhere besides. Called from any thread;
+    setting ``cancel`` ends what takes long, which leaves as KeyboardInterrupt."""
 
-    def __call__(self, key: Digest, /, *, verify: bool = True) -> StepResult | None: ...
+    def __call__(
+        self, key: Digest, /, *, verify: bool = True, cancel: threading.Event | None = None
+    ) -> StepResult | None: ...
+
+
+def _in_store(store: Store) -> Lookup:
+    def lookup(key: Digest, /, *, verify: bool = True, cancel: threading.Event | None = None) -> StepResult | None:
+        return store.lookup(key, verify=verify)
+
+    return lookup
 
 
 # What the disk says when it cannot take more, wherever a step writes.
@@ -134,7 +144,7 @@ class Executor:
         at_once: int = 1,
     ) -> None:
         self._store = store
-        self._lookup = lookup or store.lookup
+        self._lookup = lookup or _in_store(store)
         self._engine = engine
         self._fetch = fetch
         self._functions = functions
@@ -212,7 +222,7 @@ class Executor:
         """The task as a function for another thread."""
         step, key = run.graph.step(task.step), run.graph.keys[task.step]
         if not task.make:
-            return lambda: _Done(step.id, self._lookup(key))
+            return lambda: _Done(step.id, self._lookup(key, cancel=run.cancel))
         needed = {name: walk.result(name) for name in step.needs()}
         call = _Call(step, key, step.key_fields(run.graph.keys), needed, run.cancel)
 
@@ -229,7 +239,7 @@ class Executor:
         step = call.step
         with self._store.key_lock(call.key, call.cancel):
             # Another build may have made it while we waited.
-            found = None if again else self._lookup(call.key)
+            found = None if again else self._lookup(call.key, cancel=call.cancel)
             if found is not None:
                 self._sink(StepCached(step.id, step.title, str(call.key)))
                 return _Done(step.id, found)

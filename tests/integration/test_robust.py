@@ -165,12 +165,15 @@ def check_goes_on(root: Path, number: int, finished: set[str], tag: str) -> None
 
 def test_builds_killed_at_random_moments(root: Path, chance: random.Random) -> None:
     assert build(root, 0, "image:0").ran == {step.id for step in graph(0).steps}
-    killed = finished_some = alone = 0
-    for number in range(1, KILLS + 1):
+    killed = finished_some = alone = number = 0
+    while killed < KILLS:
+        number += 1
         running = start(root, number)
-        alone += kill_somewhen(running, chance) == 1
+        count = kill_somewhen(running, chance)
         ended = running.end()
-        killed += ended.status == -signal.SIGKILL
+        if ended.status == -signal.SIGKILL:
+            killed += 1
+            alone += count == 1
         finished = ended.finished()
         finished_some += 0 < len(finished) < STEPS
         check(root, number, finished)
@@ -181,8 +184,7 @@ def test_builds_killed_at_random_moments(root: Path, chance: random.Random) -> N
             check_goes_on(root, number, set(), f"image:{number}")
         elif number % 2 == 0:
             check_goes_on(root, number, finished, f"image:{number}")
-    print(f"{KILLS} kills: {killed} builds killed, {alone} of them alone, {finished_some} amid their steps")
-    assert killed >= KILLS * 0.6
+    print(f"{killed} of {number} builds killed, {killed - alone} with helpers, {finished_some} amid their steps")
     assert finished_some > 0
     store = Store(root)
     store.prune(lambda record: False)
@@ -208,9 +210,10 @@ def grow(folder: Path, mib: int) -> None:
 
 def test_builds_on_disks_that_get_full(chance: random.Random) -> None:
     """The disk is as small as to be full at some random step; then it grows, and the build goes on."""
-    full = 0
-    for number in range(FULL_DISKS):
-        mib = chance.randint(3, 24)
+    full = number = 0
+    while full < FULL_DISKS:
+        number += 1
+        mib = chance.randint(3, 21)
         with small_disk(mib) as folder:
             root = folder / "store"
             ended = build(root, number)
@@ -225,7 +228,6 @@ def test_builds_on_disks_that_get_full(chance: random.Random) -> None:
             grow(folder, 200)
             check(root, number, ended.finished())
             check_goes_on(root, number, ended.finished(), "image:1")
-    assert full > 0
 
 
 def test_two_builds_at_once_share_their_steps(root: Path) -> None:

@@ -266,6 +266,25 @@ def test_threads_bring_one_result_once(first: Machine, second: Machine, server: 
         assert second.store.lookup(key) is not None
 
 
+def test_a_transfer_can_be_ended(first: Machine, second: Machine, tmp_path: Path) -> None:
+    first.export(FolderTarget(tmp_path / "cache"))
+    cancel = threading.Event()
+
+    class Slow(FolderSource):
+        def chunks(self, blob: oci.Descriptor) -> Iterator[bytes]:
+            for chunk in super().chunks(blob):
+                if len(chunk) > 50_000:
+                    cancel.set()
+                yield chunk
+
+    importer = Importer(second.store, [Cache("slow", lambda: Slow(tmp_path / "cache"))], second.heard.append)
+    with pytest.raises(KeyboardInterrupt):
+        importer.lookup(GRAPH.keys["kit"], cancel=cancel)
+    assert list(second.store.tmp.iterdir()) == []
+    assert second.warnings() == []
+    assert importer.lookup(GRAPH.keys["kit"]) is not None
+
+
 # --- places that do not answer
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -68,6 +68,14 @@ def sharing(
         _export(host, store, writable, keys, importer, sink, strict=False)
         raise
     _export(host, store, writable, keys, importer, sink, strict=True)
+
+
+def finder(args: argparse.Namespace, host: Host, store: Store, sink: Sink) -> Callable[[Digest], bool]:
+    """Whether a key has a result, here or in a cache to read: for planning; nothing is fetched."""
+    if not getattr(args, "cache_from", None):
+        return lambda key: store.lookup(key, verify=False) is not None
+    importer = Importer(store, [_cache(host, place) for place in locations(args)[0]], sink)
+    return lambda key: importer.lookup(key, verify=False) is not None
 
 
 def _cache(host: Host, place: CacheLocation) -> Cache:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from uklimg import context
-from uklimg.cli import options
+from uklimg.cli import caching, options
 from uklimg.cli.host import Host
 from uklimg.console import console
 from uklimg.digest import JSON, Digest
@@ -59,7 +59,8 @@ def look(args: argparse.Namespace, host: Host) -> Looked:
             for place, text in plan.warnings:
                 sink(Note(f"{place}: {text}", warning=True))
             graph = plan.graph
-            hits = {step.id for step in graph.steps if store.lookup(graph.keys[step.id], verify=False) is not None}
+            has = caching.finder(args, host, store, sink)
+            hits = {step.id for step in graph.steps if has(graph.keys[step.id])}
     return Looked(graph, frozenset(hits), listing_of(graph, store), lambda: past_of(store), args.no_cache)
 
 

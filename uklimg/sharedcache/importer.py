@@ -48,10 +48,13 @@ class Importer:
         self._guard = threading.Lock()
         self._found: dict[Digest, tuple[Cache, Entry] | None] = {}
 
-    def lookup(self, key: Digest, /, *, verify: bool = True) -> StepResult | None:
+    def lookup(
+        self, key: Digest, /, *, verify: bool = True, cancel: threading.Event | None = None
+    ) -> StepResult | None:
         """The store's result, or a cache's, which with ``verify`` is brought into the store and checked.
 
-        Without it, only the entry was looked at.
+        Without it, only the entry was looked at. Setting ``cancel`` from another thread ends a transfer, which leaves
+        as KeyboardInterrupt.
         """
         here = self._store.lookup(key, verify=verify)
         if here is not None:
@@ -61,11 +64,11 @@ class Importer:
             return found[1].record.result if found else None
         if self._find(key) is None:
             return None
-        with self._store.import_lock(key):
+        with self._store.import_lock(key, cancel):
             # Another thread or build may have brought it meanwhile.
             here = self._store.lookup(key)
             while here is None and (found := self._find(key)):
-                here = self._bring(key, *found)
+                here = self._bring(key, *found, cancel)
         return here
 
     def rejected(self, name: str) -> frozenset[Digest]:
@@ -125,17 +128,17 @@ class Importer:
 
     # Bringing
 
-    def _bring(self, key: Digest, cache: Cache, entry: Entry) -> StepResult | None:
+    def _bring(self, key: Digest, cache: Cache, entry: Entry, cancel: threading.Event | None) -> StepResult | None:
         """The result, now in the store; None when it turned out to be of no use."""
         result = entry.record.result
         try:
             assert cache.source is not None
             self._check_room(entry)
             if is_image(entry.record):
-                self._fetch(cache.source, entry.record.step, entry.blobs)
+                self._fetch(cache.source, entry.record.step, entry.blobs, cancel)
                 self._check_image(entry)
             else:
-                self._fetch(cache.source, entry.record.step, result.layers)
+                self._fetch(cache.source, entry.record.step, result.layers, cancel)
                 for data in manifest_of(key, result.layers):
                     self._store.put_bytes(data)
                 self._check_layers(result)
@@ -151,7 +154,9 @@ class Importer:
         if wanted + _RESERVE > free:
             raise CorruptError(f"it has {wanted} bytes, and the disk has {free} free")
 
-    def _fetch(self, source: Source, step: str, blobs: Iterable[oci.Descriptor]) -> None:
+    def _fetch(
+        self, source: Source, step: str, blobs: Iterable[oci.Descriptor], cancel: threading.Event | None
+    ) -> None:
         for blob in blobs:
             # What is kept but has no record or tag yet must look new to who makes room.
             if self._store.keep_blob(blob.digest, blob.size):
@@ -160,6 +165,8 @@ class Importer:
             self._sink(TransferStarted(label, "import", f"{step} {blob.digest.short}", blob.size))
             with self._store.writer() as writer:
                 for chunk in source.chunks(blob):
+                    if cancel is not None and cancel.is_set():
+                        raise KeyboardInterrupt
                     writer.write(chunk)
                     self._sink(TransferProgress(label, len(chunk)))
                 if writer.size != blob.size:

@@ -70,9 +70,9 @@ class Store(Layout):
             yield
 
     @contextmanager
-    def import_lock(self, key: Digest) -> Iterator[None]:
-        """Held while a result is fetched from elsewhere. Whoever holds it does not ask for ``key_lock``."""
-        with locks.locked(self.locks / f"{key.hex}.import"):
+    def import_lock(self, key: Digest, cancel: threading.Event | None = None) -> Iterator[None]:
+        """Held while a result is fetched from elsewhere, by who asks for no ``key_lock`` meanwhile."""
+        with locks.locked(self.locks / f"{key.hex}.import", cancel=cancel):
             yield
 
     # Results
