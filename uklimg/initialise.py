@@ -101,15 +101,20 @@ def guess(files: Mapping[str, str], names: tuple[str, ...], folder: str) -> Gues
             libraries += [_plain(word) for word in names_of.split() if not word.isupper()]
         system, packages = "cmake", ("cmake",)
     elif found in ("configure", "configure.ac"):
-        program, certain = _autotools(files, folder)
+        program, certain = _autotools(files, names, folder)
         text = _uncommented(files.get("configure.ac", ""))
-        libraries = re.findall(r"AC_(?:CHECK|SEARCH)_LIBS?\s*\(\s*\[?([\w+.-]+)", text)
+        libraries = re.findall(r"AC_CHECK_LIB\s*\(\s*\[?([\w+.-]+)", text)
+        for names_of in re.findall(r"AC_SEARCH_LIBS\s*\(\s*\[?\w+\]?\s*,\s*\[?([\w+. -]+)", text):
+            libraries += names_of.split()
         for names_of in re.findall(r"PKG_CHECK_MODULES\s*\(\s*\[?\w+\]?\s*,\s*\[?([^\],)]*)", text):
             libraries += [_plain(word) for word in names_of.split() if re.match(r"[A-Za-z]", word)]
         system = "autotools"
         packages = () if found == "configure" else ("autoconf", "automake", "libtool")
     else:
         program, certain = _make(files[found], names, folder)
+        if not certain and "src/Makefile" in files:
+            inner, certain = _make(files["src/Makefile"], names, folder)
+            program = posixpath.join("src", inner) if certain else program
         libraries = re.findall(r"(?<![\w-])-l([A-Za-z][\w+.-]*)", texts)
         libraries += [_plain(word) for word in re.findall(r"pkg-config[^)\n]*--libs\s+([\w.+-]+)", texts)]
         system, packages = "make", ()
@@ -150,14 +155,43 @@ def _cmake(files: Mapping[str, str], folder: str) -> tuple[str, bool]:
     return named, False
 
 
-def _autotools(files: Mapping[str, str], folder: str) -> tuple[str, bool]:
-    for path, text in sorted(files.items(), key=lambda item: item[0].count("/")):
-        if posixpath.basename(path) in ("Makefile.am", "Makefile.in"):
-            found = re.search(r"^\s*(?:bin|sbin|noinst)_PROGRAMS\s*\+?=\s*([\w.+-]+)", text, re.MULTILINE)
-            if found:
-                return posixpath.join(posixpath.dirname(path), found[1]), True
+def _autotools(files: Mapping[str, str], names: tuple[str, ...], folder: str) -> tuple[str, bool]:
+    """An installed program of a Makefile.am, the likeliest one; else what a Makefile(.in) of its own links."""
     init = re.search(r"AC_INIT\s*\(\s*\[?([\w.+-]+)", files.get("configure.ac", ""))
-    return init[1] if init else folder, False
+    called = init[1] if init else folder
+    found: list[str] = []
+    for path, text in sorted(files.items(), key=lambda item: item[0].count("/")):
+        if posixpath.basename(path) == "Makefile.am":
+            for words in re.findall(
+                r"^\s*s?bin_PROGRAMS\s*\+?=((?:[^\n\\]|\\\n)*)", _uncommented(text), re.MULTILINE
+            ):
+                plain = (word for word in words.split() if re.fullmatch(r"[\w.+-]+", word))
+                found += [posixpath.join(posixpath.dirname(path), word) for word in plain]
+    if found:
+        return _likeliest(found, called), True
+    for path in ("Makefile", "Makefile.in"):
+        if path in files:
+            program, certain = _make(files[path], names, called)
+            if certain:
+                return program, True
+    return called, False
+
+
+def _likeliest(programs: list[str], called: str) -> str:
+    """The one that is called like the project, then one that is a server of that name, then the first."""
+    plain = _letters(re.sub(r"[-_.]?[0-9.]+$", "", called))
+
+    def rank(program: str) -> int:
+        name = _letters(posixpath.basename(program))
+        if plain and plain in name:
+            return 0 if name == plain else 1 if name in (f"{plain}d", f"{plain}server") else 2
+        return 3
+
+    return min(programs, key=rank)
+
+
+def _letters(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
 def _make(text: str, names: tuple[str, ...], folder: str) -> tuple[str, bool]:
@@ -176,11 +210,11 @@ def _make(text: str, names: tuple[str, ...], folder: str) -> tuple[str, bool]:
     for targets, _, recipe in rules:
         for target in expanded(targets).split():
             linked = re.search(r"-o\s*(\$@|\$\(@\)|" + re.escape(target) + r")(\s|$)", recipe)
-            if linked and "%" not in target and not re.search(r"\.(o|a|so|d|s|i)$", target):
+            if linked and not set("%@$") & set(target) and not re.search(r"\.(o|a|so|d|s|i|lo|la|c|cc|cpp|h|py|txt|html|[1-9])$", target):
                 programs.append(target)
     if programs:
-        return programs[0], True
-    for variable in ("PROGRAM", "PROG", "TARGET", "BIN", "EXE", "EXECUTABLE", "NAME"):
+        return _likeliest(programs, folder), True
+    for variable in ("PROGRAM", "PROG", "PROGS", "TARGET", "BIN", "EXE", "EXECUTABLE", "NAME"):
         if word := expanded(variables.get(variable, "")):
             return word.split()[0], True
     for targets, needs, _ in rules:

@@ -90,6 +90,31 @@ def test_autotools() -> None:
     assert "RUN ./configure && make" in uklfile(generated, "6.12")
 
 
+def test_the_likeliest_of_several_programs() -> None:
+    files = {
+        "configure.ac": "AC_INIT([iperf],[3.1])\nAC_SEARCH_LIBS([socket], [socket])\nAC_SEARCH_LIBS(deflate, z)\n",
+        "examples/Makefile.am": "noinst_PROGRAMS = mic mis\n",
+        "src/Makefile.am": "noinst_PROGRAMS = t_timer\nbin_PROGRAMS = helper \\\n  iperf3\n",
+    }
+    made = found(files)
+    assert (made.program, made.certain) == ("src/iperf3", True)
+    assert [name for name, _ in made.libraries] == ["socket", "z"]
+
+
+def test_a_server_comes_before_its_client() -> None:
+    rule = "redis-cli: a.o\n\t$(CC) -o $@ a.o\nredis-server: b.o\n\t$(CC) -o $@ b.o\nx.lo: x.c\n\t$(CC) -o $@ x.c\n"
+    assert found({MAKEFILE: rule}, folder="redis-8.0").program == "redis-server"
+    assert found({MAKEFILE: rule}, folder="other").program == "redis-cli"
+
+
+def test_a_configure_that_is_nobodys_and_a_makefile_in_src() -> None:
+    rule = "tool$(EXEEXT): a.o\n\t$(CC) -o $@ a.o\nserverd$(EXEEXT): b.o\n\t$(LINK) -o $@ b.o\n"
+    made = found({"configure": "", "Makefile.in": rule}, folder="server-1.2")
+    assert (made.program, made.certain) == ("serverd", True)
+    made = found({MAKEFILE: "default: all\n.DEFAULT:\n\tcd src && $(MAKE) $@\n", "src/Makefile": rule})
+    assert (made.program, made.certain, made.system) == ("src/tool", True, "make")
+
+
 def test_a_folder_without_a_build_file() -> None:
     assert guess({}, ("main.c",), "x") is None
 

@@ -60,7 +60,11 @@ def _look(folder: Path) -> tuple[dict[str, str], tuple[str, ...]]:
             relative = path.relative_to(folder).as_posix()
             names.append(relative)
             # A configure script is generated; only that it is there counts.
-            if name in _BUILD_FILES and path.is_file() and ("/" not in relative or name not in initialise.FILES[2:]):
+            if (
+                name in _BUILD_FILES
+                and path.is_file()
+                and ("/" not in relative or relative == "src/Makefile" or name not in initialise.FILES[2:])
+            ):
                 files[relative] = "" if name == "configure" else _text(path)
         if len(names) > _MOST:
             break
