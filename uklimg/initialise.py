@@ -57,6 +57,8 @@ _OF_LIBC = {"m", "pthread", "dl", "rt", "c", "util", "threads", "stdc++", "gcc",
 # In order: an earlier one is preferred where a folder has several.
 FILES = ("meson.build", "CMakeLists.txt", "configure", "configure.ac", "Makefile", "GNUmakefile", "makefile")
 _CXX = (".cc", ".cpp", ".cxx", ".C")
+# Targets that are no program, by their form or by their name.
+_NO_PROGRAM = re.compile(r"[%@$]|\.(o|a|so|d|s|i|lo|la|c|cc|cpp|h|py|txt|html|[1-9])$")
 _NOT_PROGRAMS = {"all", "install", "clean", "distclean", "check", "test", "help", "dist", "uninstall", "default"}
 
 
@@ -203,14 +205,14 @@ def _make(text: str, names: tuple[str, ...], folder: str) -> tuple[str, bool]:
     def expanded(word: str) -> str:
         for _ in range(5):
             word = re.sub(r"\$[({](\w+)[)}]", lambda match: variables.get(match[1], ""), word)
-        return word.strip()
+        return re.sub(r"@\w+@", "", word).strip()  # what configure would put in
 
     rules = re.findall(r"^([^\s#:=][^:=\n]*):(?![:=])([^\n]*)\n((?:\t[^\n]*\n?)*)", text + "\n", re.MULTILINE)
     programs: list[str] = []
     for targets, _, recipe in rules:
         for target in expanded(targets).split():
             linked = re.search(r"-o\s*(\$@|\$\(@\)|" + re.escape(target) + r")(\s|$)", recipe)
-            if linked and not set("%@$") & set(target) and not re.search(r"\.(o|a|so|d|s|i|lo|la|c|cc|cpp|h|py|txt|html|[1-9])$", target):
+            if linked and not _NO_PROGRAM.search(target):
                 programs.append(target)
     if programs:
         return _likeliest(programs, folder), True
@@ -219,7 +221,7 @@ def _make(text: str, names: tuple[str, ...], folder: str) -> tuple[str, bool]:
             return word.split()[0], True
     for targets, needs, _ in rules:
         for word in expanded(needs).split() if "all" in targets.split() else ():
-            if word not in _NOT_PROGRAMS and not re.search(r"\.(o|a|so)$", word) and "%" not in word:
+            if word not in _NOT_PROGRAMS and not _NO_PROGRAM.search(word):
                 return word, True
     sources = sorted(name for name in names if name.endswith((".c", *_CXX)) and "/" not in name)
     for target, _, _ in rules:
