@@ -22,6 +22,7 @@ from uklimg.errors import ExitCode, InternalError, Location, ToolError, UklimgEr
 from uklimg.events import (
     BuildFinished,
     BuildPlanned,
+    Note,
     Sink,
     StepCached,
     StepCancelled,
@@ -237,7 +238,11 @@ class Executor:
 
     def _make_once(self, call: _Call, again: bool) -> _Done:
         step = call.step
-        with self._store.key_lock(call.key, call.cancel):
+
+        def on_wait() -> None:
+            self._sink(Note(f"another build makes this now, waiting for it: {step.title}"))
+
+        with self._store.key_lock(call.key, call.cancel, on_wait):
             # Another build may have made it while we waited.
             found = None if again else self._lookup(call.key, cancel=call.cancel)
             if found is not None:

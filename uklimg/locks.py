@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,11 +17,19 @@ _POLL = 0.1  # seconds between attempts of somebody who can be cancelled
 
 
 @contextmanager
-def locked(path: Path, *, shared: bool = False, cancel: threading.Event | None = None) -> Iterator[None]:
+def locked(
+    path: Path,
+    *,
+    shared: bool = False,
+    cancel: threading.Event | None = None,
+    on_wait: Callable[[], None] | None = None,
+) -> Iterator[None]:
     """Hold the lock ``path`` (made when missing), waiting for it. Setting ``cancel`` from another thread ends the
-    waiting as KeyboardInterrupt."""
+    waiting as KeyboardInterrupt; with it, ``on_wait`` is called once when it begins."""
     operation = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     fd = _open(path, operation | (fcntl.LOCK_NB if cancel else 0))
+    if fd is None and on_wait is not None:
+        on_wait()
     while fd is None:
         assert cancel is not None
         if cancel.wait(_POLL):

@@ -457,12 +457,22 @@ def test_two_steps_at_once_download_a_file_once(world: World) -> None:
 
 
 def test_who_waits_for_another_build_can_be_cancelled(world: World) -> None:
+    waits = threading.Event()
+
     def fail(job: Job) -> None:
+        assert waits.wait(30)
         raise ToolError("it failed", exit_code=ExitCode.STEP)
+
+    def hear(event: events.Event) -> None:
+        world.heard.append(event)
+        if isinstance(event, events.Note):
+            waits.set()
 
     world.engine.behaviours["stage"] = fail
     with world.store.key_lock(GRAPH.keys["kit"]), pytest.raises(ToolError, match="it failed"):
-        world.executor(2).run(GRAPH)
+        functions = {"bottom": bottom, "join": join}
+        Executor(world.store, world.engine, world.fetch, functions, hear, at_once=2).run(GRAPH)
+    assert events.Note("another build makes this now, waiting for it: kit") in world.heard
 
 
 def test_how_long_a_step_took_is_noted(world: World) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from pathlib import Path
+from types import FrameType
 
 import pytest
 
@@ -70,6 +72,34 @@ def test_what_does_not_end_is_given_up() -> None:
         workers.start(deaf)
         raise ZeroDivisionError
     go.set()
+
+
+def test_a_second_interruption_does_not_wait() -> None:
+    cancel, go = threading.Event(), threading.Event()
+    main = threading.get_ident()
+
+    def deaf() -> str:
+        assert go.wait(60)
+        return ""
+
+    def press() -> None:
+        assert cancel.wait(30)
+        signal.pthread_kill(main, signal.SIGUSR1)
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGUSR1, handle)
+    other = threading.Thread(target=press)
+    other.start()
+    try:
+        with pytest.raises(KeyboardInterrupt), Workers[str](1, cancel, patience=3600) as workers:
+            workers.start(deaf)
+            raise ZeroDivisionError  # stands for the first one
+    finally:
+        go.set()
+        other.join()
+        signal.signal(signal.SIGUSR1, before)
 
 
 def test_waiting_for_a_lock_can_be_cancelled(tmp_path: Path) -> None:

@@ -64,9 +64,12 @@ class Store(Layout):
                     self._cache.touch(key)
 
     @contextmanager
-    def key_lock(self, key: Digest, cancel: threading.Event | None = None) -> Iterator[None]:
-        """Held while a step is made. Who had to wait for it looks the key up again. ``cancel`` as for a lock."""
-        with locks.locked(self.locks / f"{key.hex}.key", cancel=cancel):
+    def key_lock(
+        self, key: Digest, cancel: threading.Event | None = None, on_wait: Callable[[], None] | None = None
+    ) -> Iterator[None]:
+        """Held while a step is made. Who had to wait for it looks the key up again. ``cancel`` and ``on_wait`` as for
+        a lock."""
+        with locks.locked(self.locks / f"{key.hex}.key", cancel=cancel, on_wait=on_wait):
             yield
 
     @contextmanager
