@@ -14,8 +14,12 @@ from pathlib import Path
 import pytest
 
 from uklimg import locks, oci
+from uklimg.cli.host import Host
 from uklimg.cli.main import main
+from uklimg.cli.prune import keep_within
 from uklimg.digest import JSON, Digest
+from uklimg.events import Event, Note
+from uklimg.settings import Settings
 from uklimg.store import BusyError, StepResult, Store
 
 pytestmark = pytest.mark.integration
@@ -74,6 +78,27 @@ def test_the_least_recently_used_go_until_the_store_fits(store: Store) -> None:
     store.prune(limit=0)
     assert names(store) == {"tagged"}
     check_whole(store)
+
+
+def test_the_engines_copies_go_before_results(store: Store) -> None:
+    add(store, "one")
+    copies = store.root / "engine" / "copies"
+    copies.parent.mkdir()
+    copies.write_bytes(b"x" * 500_000)
+    asked: list[frozenset[Digest]] = []
+
+    def forget(roots: frozenset[Digest]) -> None:
+        asked.append(roots)
+        if not roots:
+            copies.unlink()
+
+    limit = store.taken() - 400_000
+    assert store.prune(limit=limit, dry=True, engine=forget).records == 0 and asked == []
+    done = store.prune(limit=limit, engine=forget)
+    assert (done.records, names(store)) == (0, {"one"}) and done.freed >= 500_000
+    found = store.lookup(key("one"))
+    assert found is not None and asked == [frozenset({found.root.digest}), frozenset()]
+    assert store.taken() <= limit
 
 
 def test_a_limit_that_fits_removes_no_result(store: Store) -> None:
@@ -312,6 +337,29 @@ def test_prune_by_size_and_age(store: Store, uklimg: Uklimg) -> None:
     assert status == 0
     assert "more than 0 B: images and running builds need it" in err
     check_whole(store)
+
+
+def test_a_build_keeps_within_the_limit(store: Store, tmp_path: Path) -> None:
+    """What `build` does at its end, when uklimg.toml has a limit."""
+    settings = Settings(store.root, tmp_path / "uklimg.toml", tmp_path / "state")
+    host = Host({"PATH": os.environ["PATH"]}, tmp_path, os.getuid(), sys.stdout, sys.stderr, settings)
+    heard: list[Event] = []
+    add(store, "old", used=1)
+    tagged = add(store, "new", used=2)
+    store.tag("image:1", tagged.root)
+    keep_within(None, host, store, heard.append)
+    keep_within(store.taken(), host, store, heard.append)
+    assert heard == [] and names(store) == {"old", "new"}
+    with store.session():  # somebody else is at work: not now
+        keep_within(700_000, host, Store(store.root), heard.append)
+    assert heard == [] and names(store) == {"old", "new"}
+    keep_within(700_000, host, store, heard.append)
+    assert names(store) == {"new"} and store.taken() <= 700_000
+    keep_within(1000, host, store, heard.append)
+    said = [(event.text, event.warning) for event in heard if isinstance(event, Note)]
+    assert said[0][0].startswith("the store is limited to 700.0 kB: removed 1 results, 6")
+    assert said[-1][1] and "more than 1.0 kB: images and running builds need it" in said[-1][0]
+    store.verify(tagged.root)
 
 
 @pytest.mark.parametrize(

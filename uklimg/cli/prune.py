@@ -61,7 +61,7 @@ def run(args: argparse.Namespace, host: Host) -> int:
 
 def keep_within(limit: int | None, host: Host, store: Store, sink: Sink) -> None:
     """After a build that ran something: make room when the store takes more than ``limit`` bytes."""
-    if limit is None or store.du().total <= limit:
+    if limit is None or store.taken() <= limit:
         return
     try:
         done = store.prune(limit=limit, engine=engine(host, store).forget)
@@ -73,7 +73,7 @@ def keep_within(limit: int | None, host: Host, store: Store, sink: Sink) -> None
 
 
 def _warn_above(store: Store, limit: int | None, sink: Sink, *, dry: bool) -> None:
-    if limit is not None and not dry and (total := store.du().total) > limit:
+    if limit is not None and not dry and (total := store.taken()) > limit:
         text = f"the store takes {size(total)}, more than {size(limit)}: images and running builds need it"
         sink(Note(text, warning=True))
 

@@ -80,7 +80,7 @@ def prune(layout: Layout, cache: Cache, request: Request) -> Pruned:
         layout.sweep()
         holds = sessions.live_holds(layout.locks)
         if request.dry:
-            return _count(layout, _mark(layout, cache, request, holds))
+            return _would_remove(layout, cache, request, holds)
         done = _remove(layout, cache, replace(request, limit=None), holds)
         done = _forget(layout, request, done, done.roots)
         if request.limit is not None and measure(layout.root).total > request.limit:
@@ -240,9 +240,18 @@ def _subject(layout: Layout, entry: oci.Descriptor) -> Digest | None:
 # Sweeping
 
 
-def _count(layout: Layout, marked: _Marked) -> Pruned:
-    """What ``prune`` would remove."""
+def _would_remove(layout: Layout, cache: Cache, request: Request, holds: tuple[sessions.Hold, ...]) -> Pruned:
+    """What ``prune`` would remove; of the engine's copies, all or none."""
     sizes = measure(layout.root)
+    engine = 0
+    if request.limit is not None and request.engine is not None and not holds and sizes.total > request.limit:
+        engine = sizes.engine
+        request = replace(request, limit=request.limit + engine)
+    found = _count(sizes, _mark(layout, cache, request, holds))
+    return replace(found, freed=found.freed + engine)
+
+
+def _count(sizes: Sizes, marked: _Marked) -> Pruned:
     names = {digest.hex for digest in marked.digests}
     blobs = {name: size for name, size in sizes.blobs.items() if name not in names}
     trees = {name: size for name, size in sizes.trees.items() if name not in names}

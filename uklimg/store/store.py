@@ -26,7 +26,7 @@ from uklimg.store import gc, sessions, trees
 from uklimg.store.cache import Cache, Record, StepResult, manifest_of
 from uklimg.store.layout import Layout, reported
 from uklimg.store.sessions import Session
-from uklimg.store.usage import ResultUsage, Usage
+from uklimg.store.usage import ResultUsage, Usage, measure
 
 Fields = Mapping[str, JSON]
 
@@ -296,6 +296,10 @@ class Store(Layout):
         waits or is a BusyError.
         """
         return gc.prune(self, self._cache, gc.Request(keep, limit, mounts, dry, wait, engine))
+
+    def taken(self) -> int:
+        """Bytes on disk of everything below the store's folder."""
+        return measure(self.root).total
 
     def du(self) -> Usage:
         """What the store takes on disk."""
