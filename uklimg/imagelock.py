@@ -41,9 +41,11 @@ def lock_image(
     if len(config.diff_ids) != len(manifest.layers):
         raise CorruptError(f"{reference} has {len(manifest.layers)} layers and {len(config.diff_ids)} diff IDs")
     origin = f"{OCI}{ref.name}"
-    files = [LockedFile("config.json", manifest.config.digest, manifest.config.size, origin)]
+    # Names for people who look at vendored files; nothing depends on them.
+    name = f"{ref.repository.rpartition('/')[2]}-{root.digest.short}"
+    files = [LockedFile(f"{name}-config.json", manifest.config.digest, manifest.config.size, origin)]
     for number, layer in enumerate(manifest.layers):
-        files.append(LockedFile(f"layer-{number:03}", layer.digest, layer.size, origin))
+        files.append(LockedFile(f"{name}-layer-{number:03}", layer.digest, layer.size, origin))
     return LockedImage(reference, root.digest, config.env, tuple(files))
 
 

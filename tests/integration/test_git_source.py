@@ -257,29 +257,27 @@ def test_a_build_of_a_tag_that_moves(repository: Repository, tmp_path: Path) -> 
     new = repository.commit("two")
     repository.git("tag", "--force", "--annotate", "--message", "moved", "v1")
     repository.publish()
+    # A machine that has nothing: the lock has the commit, and the repository still has that.
+    file = entry.files[0]
+    empty = Store(tmp_path / "empty")
+    bring_commit(file.blob(), empty, env())
+    assert empty.verified_path(file.digest).stat().st_size == file.size
+    # Where the repository is gone, and the store's copy: the vendored one.
+    repository.bare.rename(repository.folder / "gone.git")
+    other = project.folder / "other"
+    other.mkdir()
+    shutil.copy(lock, other)
+    text = (project.folder / "Uklfile").read_text()
+    (other / "Uklfile").write_text(text.replace(f"/src/{project.nonce}", f"/other/{project.nonce}"))
     with private_store() as clone:
-        # The store lost the tar. The lock has the commit, which the repository still has.
-        Store(clone).blob_path(entry.files[0].digest).unlink()
-        other = project.folder / "other"
-        other.mkdir()
-        shutil.copy(lock, other)
-        (other / "Uklfile").write_text(
-            (project.folder / "Uklfile").read_text().replace(f"/src/{project.nonce}", f"/other/{project.nonce}")
-        )
+        Store(clone).blob_path(file.digest).unlink()
         options = ("--store", str(clone), "build", "--target", "build", "--progress", "plain", "--locked")
-        again = project.uklimg(*options, "other")
-        assert again.status == 0, again.err
-        assert "version one" in again.err and ran(again) == 2
-        # Where the repository is gone, and the store's copy: the vendored one.
-        Store(clone).blob_path(entry.files[0].digest).unlink()
-        repository.bare.rename(repository.folder / "gone.git")
-        text = (other / "Uklfile").read_text()
-        (other / "Uklfile").write_text(text.replace(f"/other/{project.nonce}", f"/third/{project.nonce}"))
         lost = project.uklimg(*options, "other")
         assert lost.status == ExitCode.NETWORK and "Uklfile:2:1: cannot fetch from" in lost.err.splitlines()[-1]
         kept = project.uklimg(*options, "--offline", "--vendor", "kept", "other")
         assert kept.status == 0 and "version one" in kept.err, kept.err
-        repository.folder.joinpath("gone.git").rename(repository.bare)
+        assert ran(kept) == 2
+    repository.folder.joinpath("gone.git").rename(repository.bare)
 
     moved = project.uklimg("lock", "--update", source)
     assert f"  source {source} {old} → {new}\n" in moved.out

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import gzip
+import importlib.util
 import io
 import json
 import os
 import shutil
+import subprocess
+import sys
 import tarfile
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -223,6 +226,19 @@ def test_layers_are_what_the_configuration_says(tmp_path: Path) -> None:
         unpack_layers(config, packed[:1], out)
 
 
+def test_zstd_is_read_where_python_has_it(tmp_path: Path) -> None:
+    config, packed, out = tmp_path / "config", tmp_path / "a", tmp_path / "out"
+    config.write_bytes(oci.ImageConfig(oci.Platform("linux", "amd64"), (Digest.of(LOWER),)).encode())
+    packed.write_bytes(subprocess.run(["zstd", "-c"], input=LOWER, capture_output=True, check=True).stdout)
+    out.mkdir()
+    if importlib.util.find_spec("zstandard") or sys.version_info >= (3, 14):
+        unpack_layers(config, [packed], out)
+        assert (out / "000.tar").read_bytes() == LOWER
+    else:
+        with pytest.raises(ToolError, match="packed with zstd, which this Python cannot read"):
+            unpack_layers(config, [packed], out)
+
+
 # --- builds
 
 
@@ -240,7 +256,10 @@ def test_copy_from_an_image_in_which_nothing_can_run(world: World) -> None:
     assert found.status == 0
     assert "a toolnewabove" in found.err and "below" not in found.err
     entry = world.locked(tiny)
-    assert [file.name for file in entry.files] == ["config.json", "layer-000", "layer-001"]
+    name = f"{tiny.rpartition('/')[2]}-{entry.manifest.short}"
+    assert [file.name for file in entry.files] == [
+        f"{name}-{what}" for what in ("config.json", "layer-000", "layer-001")
+    ]
     assert entry.files[0].origin == f"oci:{tiny}"
     # The tag moves on; the lock does not, until it is told to.
     ref = world.server.ref(tiny.partition("/")[2])
