@@ -8,13 +8,14 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from privatestore import kernel_keys, store_of
-from test_build import Project, Result
+from test_build import ROOT, Project, Result
 from test_image import make
 from test_registry import registry, skopeo
 
@@ -226,6 +227,16 @@ def test_the_context_can_be_given_and_a_changed_one_is_noticed(built: Built, tmp
     assert [item["path"] for item in value["files"]["initramfs"]] == ["initramfs.cpio"]
     (project.folder / "v1.conf").write_text("configuration\n")
     assert built.uklimg(*argv).status == 0
+
+
+def test_the_script_verifies_twice(built: Built) -> None:
+    """With everything taken from the store: what is tried is the script."""
+    environ = {**built.project.env, "PYTHON": sys.executable, "UKLIMG_STORE": str(built.root)}
+    command = [str(ROOT / "scripts/reproduce.sh"), TAG, "--reuse", "*"]
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(f"{TAG}:latest is what its Uklfile makes: {built.digest}") == 2
+    assert done.stdout.count("\n== ") == 2
 
 
 def test_history_and_diff(built: Built, tmp_path: Path) -> None:
