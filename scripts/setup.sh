@@ -6,6 +6,8 @@ cd "$(dirname "$0")/.."
 PACKAGES=(
     # what a build uses (buildah of Debian 13 makes no container without netavark, and only recommends it)
     buildah netavark runc mmdebstrap debian-archive-keyring gpgv apt util-linux
+    # the other engines, and buildah for an ordinary user
+    docker.io podman uidmap
     # what runs images
     qemu-system-x86
     # Python
@@ -24,6 +26,9 @@ fail() {
 
 missing=()
 for package in "${PACKAGES[@]}"; do
+    # Docker's own packages and Debian's exclude one another: what is there stays.
+    [[ $package == docker.io ]] && command -v dockerd >/dev/null && continue
+    [[ $package == podman ]] && command -v podman >/dev/null && continue
     state=$(dpkg-query --show --showformat='${db:Status-Abbrev}' "$package" 2>/dev/null || true)
     [[ $state == ii* ]] || missing+=("$package")
 done
@@ -35,6 +40,13 @@ if ((${#missing[@]})); then
         as_root=(sudo)
     fi
     "${as_root[@]}" apt-get update -qq || fail "apt-get update failed"
+    # Nothing of it needs to run as a service (invoke-rc.d(8)): the tests start daemons of their own.
+    policy=/usr/sbin/policy-rc.d
+    if [[ ! -e $policy ]]; then
+        printf '#!/bin/sh\nexit 101\n' | "${as_root[@]}" tee "$policy" >/dev/null
+        "${as_root[@]}" chmod 755 "$policy"
+        trap '"${as_root[@]}" rm -f "$policy"' EXIT
+    fi
     "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
         "${missing[@]}" >/dev/null || fail "apt-get install failed"
 fi

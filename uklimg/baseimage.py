@@ -103,10 +103,11 @@ def build_base_image(
 
     ``work`` is an empty folder for some 600 MB of temporary files, gone afterwards; ``epoch`` is SOURCE_DATE_EPOCH in
     seconds and the date of all files; ``env`` the host environment for tools; ``on_line`` gets mmdebstrap's output.
-    Needs root. ToolError HOST when mmdebstrap is missing, STEP when it fails; CorruptError when a file is no package.
+    Needs root; ``basechild`` is for others. ToolError HOST when mmdebstrap is missing, STEP when it fails;
+    CorruptError when a file is no package.
     """
     if os.geteuid() != 0:
-        raise ToolError("making a base image needs root", hint="run uklimg as root")
+        raise InternalError("a base image made without being root")
     repository, temporary, root = work / "repository", work / "tmp", work / "root"
     names = write_repository(sorted(debs), repository, params)
     temporary.mkdir()

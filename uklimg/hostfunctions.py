@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -47,9 +48,12 @@ def host_functions(env: Mapping[str, str]) -> Mapping[str, HostFunction]:
     """All of them by name; ``env`` is the host environment for tools."""
 
     def base_image(job: HostJob) -> None:
-        from uklimg.baseimage import BaseParams, build_base_image  # not free to import, and rarely wanted
+        # Not free to import, and rarely wanted.
+        from uklimg.basechild import build_as_user
+        from uklimg.baseimage import BaseParams, build_base_image
 
-        build_base_image(
+        build = build_base_image if os.geteuid() == 0 else build_as_user
+        build(
             BaseParams.of(job.params),
             job.inputs.values(),
             job.out / ROOTFS_TAR,

@@ -48,6 +48,7 @@ PACKAGES: Mapping[str, str] = {
     "apt-get": "apt",
     "ip": "iproute2",
     "mmdebstrap": "mmdebstrap",
+    "newuidmap": "uidmap",
     "qemu-img": "qemu-utils",
     "qemu-system-x86_64": "qemu-system-x86",
     "redis-benchmark": "redis-tools",
@@ -228,11 +229,16 @@ def _prepare_child(parent: int) -> Callable[[], None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, set())
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
             signal.signal(number, signal.SIG_DFL)
-        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it died before the line above
-            os._exit(1)
+        die_with(parent)
 
     return prepare
+
+
+def die_with(parent: int) -> None:
+    """From now on this process gets SIGKILL when its parent, the process ``parent``, ends."""
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before the line above
+        os._exit(1)
 
 
 class Process:

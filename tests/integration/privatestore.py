@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
@@ -63,6 +63,31 @@ def store_of(keys: Sequence[Digest]) -> Iterator[Path]:
         for key in keys:
             assert store.borrow(source, key) is not None
         yield store.root
+
+
+@contextmanager
+def sparse_store(recipes: Collection[str], parent: Path | None = None) -> Iterator[Path]:
+    """A store that has of the user's only the results of steps of these recipes. Gone at the end.
+
+    It is beside the user's, or in ``parent``.
+    """
+    source = Store(read_settings(os.environ, Path.cwd()).store)
+    with tempfile.TemporaryDirectory(dir=parent or source.root.parent, prefix="test-store-") as folder:
+        made = Store(Path(folder))
+        for record in source.records():
+            if record.fields["recipe"] in recipes:
+                for blob in source.closure(record.result.root):
+                    if not made.has(blob.digest):
+                        link_or_copy(source.blob_path(blob.digest), made.blob_path(blob.digest))
+                shutil.copy(source.root / "cache" / f"{record.key.hex}.json", made.root / "cache")
+        yield made.root
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another disk
+        shutil.copy(source, target)
 
 
 def damage(path: Path, at: int = 1000) -> None:

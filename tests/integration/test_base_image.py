@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import lzma
 import os
 import re
@@ -17,6 +18,8 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from ordinaryuser import PYTHON, ordinary_user
+from privatestore import link_or_copy
 
 from uklimg import proc
 from uklimg.baseimage import BaseParams, build_base_image
@@ -263,11 +266,28 @@ def test_what_is_no_package(tmp_path: Path) -> None:
 
 @dataclass(frozen=True)
 class Made:
-    """debian-trixie, made twice from one lock: the two tars, and the packages' names."""
+    """debian-trixie, made twice from one lock, by root and by an ordinary user: the two tars, and the packages'
+    names."""
 
     first: Path
     second: Path
     locked: LockedBase
+
+
+AS_USER = """
+import json, os, sys
+from pathlib import Path
+from uklimg import proc
+from uklimg.basechild import build_as_user
+from uklimg.baseimage import BaseParams
+from uklimg.oci import EPOCH
+request = json.loads(sys.argv[1])
+home = Path(request["home"])
+(home / "work").mkdir()
+params, debs = BaseParams.of(request["params"]), [Path(deb) for deb in request["debs"]]
+env = proc.host_env(os.environ)
+build_as_user(params, debs, home / "out.tar", home / "work", run=proc.run, env=env, epoch=EPOCH)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -284,15 +304,23 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
         fetcher = Fetcher(Mirrors((mirror,)), store)
         debs = [fetcher.fetch(blob) for blob in step.inputs.values() if isinstance(blob, Blob)]
     assert isinstance(step.action, Host)
-    outs = folder / "first.tar", folder / "second.tar"
-    for out in outs:
+    first, second = folder / "first.tar", folder / "second.tar"
+    params = BaseParams.of(step.action.params)
+    work = folder / "work"
+    work.mkdir()
+    build_base_image(params, debs, first, work, run=proc.run, env=ENV, epoch=EPOCH)
+    assert not work.exists()
+    with ordinary_user() as user:
         # Another order of inputs and another folder must not matter.
-        debs.reverse()
-        work = folder / f"work-{out.stem}"
-        work.mkdir()
-        build_base_image(BaseParams.of(step.action.params), debs, out, work, run=proc.run, env=ENV, epoch=EPOCH)
-        assert not work.exists()
-    return Made(*outs, locked)
+        copies = [str(user.home / deb.name) for deb in reversed(debs)]
+        for copy, deb in zip(copies, reversed(debs), strict=True):
+            link_or_copy(deb, Path(copy))
+        request = json.dumps({"params": step.action.params, "debs": copies, "home": str(user.home)})
+        done = user.run([PYTHON, "-c", AS_USER, request], user.home)
+        assert done.returncode == 0, done.stderr
+        assert not (user.home / "work").exists()
+        shutil.move(user.home / "out.tar", second)
+    return Made(first, second, locked)
 
 
 def test_the_same_lock_gives_the_same_bits(made: Made) -> None:

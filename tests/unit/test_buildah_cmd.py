@@ -51,12 +51,13 @@ def test_from_gives_neither_names_nor_proxies_of_the_host() -> None:
 
 def test_run_with_runc() -> None:
     mounts = (Mount(Path("/in"), "/src"), Mount(Path("/o"), "/out", read_only=False))
-    argv = run_cmd(ROOT, "c", RUNC, JOB, mounts, Path("/dev.new"))
+    argv = run_cmd(ROOT, "c", RUNC, JOB, mounts, Path("/dev.new"), Path("/live"))
     namespaces = argv[: argv.index("buildah")]
     assert namespaces[0] == "unshare" and {"--pid", "--kill-child", "--net", "--mount"} < set(namespaces)
     inner = argv[argv.index("buildah") :]
     assert inner[: len(BUILDAH)] == BUILDAH
-    assert inner[-8:] == ["c", "--", "/bin/sh", "-c", 'exec "$@" >>/run/uklimg.log 2>&1', "sh", "make", "-j2"]
+    script = 'exec "$@" </dev/null >>/run/uklimg.log 2>&1'
+    assert inner[-8:] == ["c", "--", "/bin/sh", "-c", script, "sh", "make", "-j2"]
     assert (after(inner, "--isolation"), after(inner, "--runtime"), after(inner, "--network")) == (
         ["oci"],
         ["/usr/sbin/runc"],
@@ -68,8 +69,15 @@ def test_run_with_runc() -> None:
     assert dict(pair.split("=", 1) for pair in after(inner, "--env")) == {**FIXED_ENV, "V": "1", "HOME": "/build"}
 
 
+def test_an_ordinary_users_step_ends_with_us() -> None:
+    argv = run_cmd(replace(ROOT, rootless=True), "c", RUNC, JOB, (), Path("/d"), Path("/live"))
+    at = argv.index("sh")
+    assert argv[:at] == buildah_cmd(replace(ROOT, rootless=True), "unshare", "--")
+    assert argv[at + 3 :] == ["sh", "/live", *run_cmd(ROOT, "c", RUNC, JOB, (), Path("/d"), Path("/live"))]
+
+
 def test_run_in_a_chroot_hides_the_hosts_devices() -> None:
-    argv = run_cmd(ROOT, "c", JAIL, JOB, (), Path("/dev.new"))
+    argv = run_cmd(ROOT, "c", JAIL, JOB, (), Path("/dev.new"), Path("/live"))
     assert after(argv, "--isolation") == ["chroot"]
     assert "--network" not in argv and "--net" in argv
     script = argv[argv.index("-ec") + 1]
@@ -78,13 +86,13 @@ def test_run_in_a_chroot_hides_the_hosts_devices() -> None:
 
 @pytest.mark.parametrize("isolation", [RUNC, JAIL])
 def test_network_only_when_asked_for(isolation: Isolation) -> None:
-    argv = run_cmd(ROOT, "c", isolation, replace(JOB, network=True), (), Path("/d"))
+    argv = run_cmd(ROOT, "c", isolation, replace(JOB, network=True), (), Path("/d"), Path("/live"))
     assert "--net" not in argv
     assert after(argv, "--network") == (["host"] if isolation == RUNC else [])
 
 
 def test_a_user_is_passed_on() -> None:
-    argv = run_cmd(ROOT, "c", RUNC, replace(JOB, user="1000:100"), (), Path("/d"))
+    argv = run_cmd(ROOT, "c", RUNC, replace(JOB, user="1000:100"), (), Path("/d"), Path("/live"))
     assert after(argv, "--user") == ["1000:100"]
 
 

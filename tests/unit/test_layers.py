@@ -64,6 +64,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "registryimage",
         "resolver",
         "baseimage",
+        "basechild",
         "imagebuild",
         "initramfsbuild",
         "toplayer",

@@ -222,11 +222,13 @@ def test_a_layer_keeps_owners_modes_devices_and_whiteouts(tmp_path: Path) -> Non
     folder.mode = 0o1777
     device.devmajor, device.devminor = 8, 1
     whiteout = info("d/.wh.gone")
+    whiteout.mode = 0o600  # Docker's; buildah's have none
     found = members(canonical(layer(tmp_path, file, device, folder, whiteout)))
     assert list(found) == ["d", "d/.wh.gone", "d/f", "dev0"]
     made = found["d/f"]
     assert (made.uid, made.gid, made.mode, made.uname, made.mtime) == (1000, 33, 0o4755, "", EPOCH)
     assert found["d"].mode == 0o1777
+    assert (found["d/.wh.gone"].mode, found["d/.wh.gone"].size) == (0, 0)
     assert (found["dev0"].type, found["dev0"].devmajor, found["dev0"].devminor) == (tarfile.BLKTYPE, 8, 1)
 
 

@@ -33,6 +33,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         help="what the image carries for `verify`: all, all but files of the context, nothing (full)",
     )
     caching.add(parser)
+    options.add_engine(parser)
     options.add_progress(parser)
     options.add_format(parser)
 

@@ -109,7 +109,7 @@ def main(argv: Sequence[str], environ: Mapping[str, str], cwd: Path, uid: int, s
     failed = ExitCode.RUN_FAILED if args.verb == RUN else None
     state = Path("/tmp")
     try:
-        settings = read_settings(environ, cwd, store=args.store)
+        settings = read_settings(environ, cwd, store=args.store, engine=getattr(args, "engine", ""))
         state = settings.state
         status = args.function(args, Host(environ, cwd, uid, stdout, stderr, settings))
         stdout.flush()

@@ -24,6 +24,7 @@ from uklimg.project import (
 )
 from uklimg.ref import Reference
 from uklimg.resolve import ResolvedSpec
+from uklimg.settings import ENGINES
 from uklimg.store import Store
 
 DEFAULT_FILE = "Uklfile"
@@ -66,6 +67,12 @@ def add_vendor(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         help="look here for sources first: a folder or repository that `uklimg vendor` filled",
+    )
+
+
+def add_engine(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--engine", choices=ENGINES, default="", help="what runs the steps (buildah if installed, else docker)"
     )
 
 

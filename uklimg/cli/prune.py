@@ -8,8 +8,8 @@ import time
 from uklimg.cli.host import Host
 from uklimg.console import console, size
 from uklimg.digest import Digest
-from uklimg.engine.buildah import BuildahEngine
-from uklimg.errors import UserError
+from uklimg.engine.choose import used_engines
+from uklimg.errors import ToolError, UserError
 from uklimg.events import Note, Sink
 from uklimg.store import BusyError, Pruned, Record, Store
 from uklimg.storelimit import parse_age, parse_size
@@ -42,7 +42,12 @@ def run(args: argparse.Namespace, host: Host) -> int:
 
         def prune(*, wait: bool) -> Pruned:
             return store.prune(
-                keep, limit=limit, mounts=args.all, dry=args.dry_run, wait=wait, engine=engine(host, store).forget
+                keep,
+                limit=limit,
+                mounts=args.all,
+                dry=args.dry_run,
+                wait=wait,
+                engine=engine(host, store, sink).forget,
             )
 
         try:
@@ -64,7 +69,7 @@ def keep_within(limit: int | None, host: Host, store: Store, sink: Sink) -> None
     if limit is None or store.taken() <= limit:
         return
     try:
-        done = store.prune(limit=limit, engine=engine(host, store).forget)
+        done = store.prune(limit=limit, engine=engine(host, store, sink).forget)
     except BusyError:
         return  # whoever is at work now does it later
     sink(Note(f"the store is limited to {size(limit)}: removed {done.records} results, {size(done.freed)}"))
@@ -79,16 +84,20 @@ def _warn_above(store: Store, limit: int | None, sink: Sink, *, dry: bool) -> No
 
 
 class _Forgetful:
-    """The engine, made only when it is needed; nothing is to be forgotten when no step ever ran."""
+    """The engines, made only when they are needed; nothing is to be forgotten when no step ever ran."""
 
-    def __init__(self, host: Host, store: Store) -> None:
+    def __init__(self, host: Host, store: Store, sink: Sink) -> None:
         self._host = host
         self._folder = store.root / "engine"
+        self._sink = sink
 
     def forget(self, roots: frozenset[Digest]) -> None:
-        if self._folder.is_dir():
-            BuildahEngine(self._folder, self._host.environ).prune(roots)
+        for engine in used_engines(self._folder, self._host.environ):
+            try:
+                engine.prune(roots)
+            except ToolError as error:  # Docker may be gone, and its images with it
+                self._sink(Note(f"the images of {engine.name} stay: {error.line()}", warning=True))
 
 
-def engine(host: Host, store: Store) -> _Forgetful:
-    return _Forgetful(host, store)
+def engine(host: Host, store: Store, sink: Sink) -> _Forgetful:
+    return _Forgetful(host, store, sink)

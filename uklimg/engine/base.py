@@ -19,6 +19,12 @@ from uklimg.oci import EPOCH
 
 HOSTNAME = "uklimg"
 OUT = "/out"
+# Where a step finds its log. Its command writes there itself: buildah 1.28 passes the two outputs on in no certain
+# order, and now and then loses what a command says right before it ends.
+LOG = "/run/uklimg.log"
+# Limits of a step's processes, soft and hard: the same on every host, the hard ones below what any host grants.
+# buildah 1.39 asks for a million of what is not named, which root in a container may be denied.
+LIMITS = {"nofile": (1024, 4096), "nproc": (4096, 4096)}
 
 FIXED_ENV: Mapping[str, str] = {
     "HOME": "/root",

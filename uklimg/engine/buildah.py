@@ -21,10 +21,10 @@ from typing import IO, cast
 
 from uklimg import locks, oci, proc
 from uklimg.digest import Digest
-from uklimg.engine.base import ENGINE_PATHS, OUT, Job, JobResult, Line, Mount, Rootfs
+from uklimg.engine.archive import read_manifest
+from uklimg.engine.base import ENGINE_PATHS, LOG, OUT, Job, JobResult, Line, Mount, Rootfs
 from uklimg.engine.commands import (
     CHROOT,
-    LOG,
     OCI,
     PROBE_STATUS,
     RUNTIME,
@@ -35,8 +35,8 @@ from uklimg.engine.commands import (
     probe_job,
     run_cmd,
 )
-from uklimg.engine.output import Follower
-from uklimg.errors import CorruptError, ExitCode, ToolError
+from uklimg.engine.output import Follower, log_mount
+from uklimg.errors import ExitCode, ToolError
 from uklimg.graph import Kind
 
 _DRIVERS = ("overlay", "vfs")
@@ -183,7 +183,8 @@ class BuildahEngine:
     def _container(self, storage: Storage) -> Iterator[tuple[str, Path]]:
         """A name for a container and a folder for temporary files; both are gone at the end."""
         container = f"uklimg-{uuid.uuid4().hex}"
-        work, lock = self._live / container, self._live / f"{container}.lock"
+        work = self._live / container
+        lock = _lock(work)
         fd = locks.create_locked(lock)
         try:
             work.mkdir()
@@ -219,13 +220,13 @@ class BuildahEngine:
         blobs = layout / "blobs" / "sha256"
         blobs.mkdir(parents=True)
         # What buildah finds there it does not write again.
-        base = _read_manifest(job.rootfs.layout, job.rootfs.manifest)
+        base = read_manifest(job.rootfs.layout, job.rootfs.manifest)
         for layer in base.layers:
             with suppress(FileExistsError):
                 (blobs / layer.digest.hex).symlink_to(job.rootfs.layout / "blobs" / "sha256" / layer.digest.hex)
         self._buildah(buildah_cmd(storage, "push", "--quiet", image, "oci:export:image"), cwd=work)
         entry = oci.parse_index((layout / "index.json").read_bytes(), "index.json").manifests[0]
-        made = _read_manifest(layout, entry.digest)
+        made = read_manifest(layout, entry.digest)
         below, top = made.layers[:-1], made.layers[-1]
         if [layer.digest for layer in below] != [layer.digest for layer in base.layers]:
             raise ToolError(f"{job.name}: buildah committed other layers than it was given")
@@ -257,8 +258,10 @@ class BuildahEngine:
         except ToolError as error:
             return error.line()
         probe = probe_job(job, work / f"probe-{name}")
-        mounts = _nameable((_log_mount(probe),), work)
-        result = self._buildah(run_cmd(storage, container, isolation, probe, mounts, _dev(work)), check=False)
+        mounts = _nameable((log_mount(probe),), work)
+        result = self._buildah(
+            run_cmd(storage, container, isolation, probe, mounts, _dev(work), _lock(work)), check=False
+        )
         if result.status != PROBE_STATUS:
             return result.tail
         self._isolation = isolation
@@ -274,10 +277,10 @@ class BuildahEngine:
         on_line: Line,
         cancel: threading.Event | None,
     ) -> None:
-        mounts = [*job.mounts, _log_mount(job)]
+        mounts = [*job.mounts, log_mount(job)]
         if job.kind is Kind.TREE:
             mounts.append(Mount(job.output, OUT, read_only=False))
-        argv = run_cmd(storage, container, isolation, job, _nameable(mounts, work), _dev(work))
+        argv = run_cmd(storage, container, isolation, job, _nameable(mounts, work), _dev(work), _lock(work))
         said: list[str] = []
         with Follower(job.log, on_line) as output:
             with proc.spawn(argv, env=self._env, on_line=said.append, merge=True) as process:
@@ -300,13 +303,6 @@ class BuildahEngine:
         return proc.run(argv, env=self._env, cwd=cwd, check=check)
 
 
-def _log_mount(job: Job) -> Mount:
-    """The job's log, made empty, as the step's command finds it."""
-    job.log.write_bytes(b"")
-    job.log.chmod(0o644 if job.user == "root" else 0o666)
-    return Mount(job.log, LOG, read_only=False)
-
-
 def _opened(layer: Path, media_type: str) -> IO[bytes]:
     """The layer's tar. For an OCI layout buildah compresses layers whatever one asks for."""
     return cast(IO[bytes], gzip.open(layer)) if media_type == _GZIP else layer.open("rb")
@@ -316,6 +312,11 @@ def _dev(work: Path) -> Path:
     path = work / "dev"
     path.mkdir(exist_ok=True)
     return path
+
+
+def _lock(work: Path) -> Path:
+    """The file that is locked as long as the owner of ``work`` lives."""
+    return work.with_suffix(".lock")
 
 
 def _nameable(mounts: Sequence[Mount], work: Path) -> list[Mount]:
@@ -336,10 +337,3 @@ def _write_layout(folder: Path, manifest: oci.Descriptor) -> None:
     (folder / "oci-layout").write_text('{"imageLayoutVersion":"1.0.0"}')
     named = manifest.annotated({oci.REF_NAME: "image"})
     (folder / "index.json").write_bytes(oci.Index((named,)).encode())
-
-
-def _read_manifest(layout: Path, digest: Digest) -> oci.Manifest:
-    data = (layout / "blobs" / "sha256" / digest.hex).read_bytes()
-    if Digest.of(data) != digest:
-        raise CorruptError(f"blob {digest} of {layout} is corrupt", hint="run the build again")
-    return oci.parse_manifest(data, str(digest))

@@ -6,23 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from uklimg.engine.base import HOSTNAME, Job, Mount, step_env
+from uklimg.engine.base import HOSTNAME, LIMITS, LOG, Job, Mount, step_env
 
 OCI = "oci"
 CHROOT = "chroot"
 RUNTIME = "runc"
 PROBE_STATUS = 7
-# The same on every host; the hard limits below what any host grants. buildah 1.39 asks for a million of what is not
-# named, which root in a container may be denied.
-_ULIMITS = ("nofile=1024:4096", "nproc=4096:4096")
+_ULIMITS = tuple(f"{name}={soft}:{hard}" for name, (soft, hard) in LIMITS.items())
 
-# Where a step finds its log. Its command writes there itself: buildah 1.28 passes the two outputs on in no certain
-# order, and now and then loses what a command says right before it ends.
-LOG = "/run/uklimg.log"
-_TO_LOG = ("/bin/sh", "-c", f'exec "$@" >>{LOG} 2>&1', "sh")
+_TO_LOG = ("/bin/sh", "-c", f'exec "$@" </dev/null >>{LOG} 2>&1', "sh")
 
-# In the step's own mount namespace, before buildah starts there: chroot isolation hands the host's /dev and /sys
-# through, so they are replaced by what a container has.
+# In the step's own namespaces, before buildah starts there: chroot isolation hands the host's /dev and /sys through,
+# so they are replaced by what a container has, and nobody else would start the loopback interface.
 _PRIVATE_DEV = """
 new=$1; shift
 mount -t tmpfs -o mode=755,nosuid tmpfs "$new"
@@ -40,6 +35,16 @@ ln -s /proc/self/fd/1 "$new/stdout"
 ln -s /proc/self/fd/2 "$new/stderr"
 mount --move "$new" /dev
 mount -t tmpfs -o ro tmpfs /sys
+ip link set lo up 2>/dev/null || :
+exec "$@"
+"""
+
+
+# Around a step of an ordinary user. Who enters a user namespace loses the promise to die with his parent, so somebody
+# waits until we let go of the lock that shows that we live; killing ``unshare`` ends all in its namespaces.
+_DIE_WITH_US = """
+{ flock "$1" true && kill -KILL $$; } &
+shift
 exec "$@"
 """
 
@@ -87,11 +92,12 @@ def from_cmd(storage: Storage, container: str, image: str, *, network: bool) -> 
 
 
 def run_cmd(
-    storage: Storage, container: str, isolation: Isolation, job: Job, mounts: Sequence[Mount], dev: Path
+    storage: Storage, container: str, isolation: Isolation, job: Job, mounts: Sequence[Mount], dev: Path, alive: Path
 ) -> list[str]:
     """Run the job's command in ``container``, its output going to the job's log file.
 
-    ``mounts`` has all mounts that are needed, the log's too. ``dev`` is an empty folder, for chroot isolation.
+    ``mounts`` has all mounts that are needed, the log's too. ``dev`` is an empty folder, for chroot isolation;
+    ``alive`` a file that we hold locked while we live.
     """
     namespaces = ["--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--ipc", "--uts"]
     if not job.network:
@@ -109,7 +115,9 @@ def run_cmd(
         args += ["--env", f"{name}={value}"]
     inner = buildah_cmd(Storage(storage.root, storage.driver), *args, container, "--", *_TO_LOG, *job.argv)
     command = ["unshare", *namespaces, "--", *prepare, *inner]
-    return [*buildah_cmd(storage, "unshare", "--"), *command] if storage.rootless else command
+    if storage.rootless:
+        return [*buildah_cmd(storage, "unshare", "--"), "sh", "-c", _DIE_WITH_US, "sh", str(alive), *command]
+    return command
 
 
 def probe_job(job: Job, log: Path) -> Job:

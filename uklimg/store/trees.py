@@ -24,6 +24,7 @@ from uklimg.oci import EPOCH
 
 # The linker's own cache: inode numbers and dates, and it works without.
 _NEVER = "var/cache/ldconfig/aux-cache"
+_WHITEOUT = ".wh."
 _KEPT_PAX = ("SCHILY.xattr.security.capability",)
 
 
@@ -299,9 +300,12 @@ def _clean(info: tarfile.TarInfo, name: str, kind: bytes, link: str = "") -> tar
     clean = tarfile.TarInfo(name)
     clean.type = kind
     clean.linkname = link
+    clean.mtime = EPOCH
+    if posixpath.basename(name).startswith(_WHITEOUT):  # engines give what is gone modes of their own
+        clean.type, clean.mode = tarfile.REGTYPE, 0
+        return clean
     clean.mode = info.mode & 0o7777
     clean.uid, clean.gid = info.uid, info.gid
-    clean.mtime = EPOCH
     if kind == tarfile.REGTYPE:
         clean.size = info.size
     if info.ischr() or info.isblk():
