@@ -56,7 +56,11 @@ def build_as_user(
     (work / _REQUEST).write_text(json.dumps(request), encoding="utf-8")
     child = namespace_cmd((sys.executable, "-m", __name__, str(work)))
     modules = ":".join(path for path in sys.path if path)
-    done = run(child, env={**try_env, "PYTHONPATH": modules}, on_line=on_line, check=False)
+    try:
+        done = run(child, env={**try_env, "PYTHONPATH": modules}, on_line=on_line, check=False)
+    finally:
+        if inner.exists():  # not all in it is ours outside of the namespace
+            proc.run(namespace_cmd(("rm", "-rf", "--", str(inner))), env=try_env, check=False)
     if done.status != 0:
         raise _error(work / _ERROR, done.tail)
     shutil.rmtree(work)

@@ -89,10 +89,12 @@ def test_kill_9_leaves_no_process(user: User, project: Project) -> None:
         user.own(store)
         command = [PYTHON, "-m", "uklimg", *STAGE, *OFFLINE]
         env = {**user.env, "UKLIMG_STORE": str(store)}
-        with subprocess.Popen(
-            command, cwd=project.folder, env=env, stderr=subprocess.DEVNULL, **user.identity
-        ) as victim:
+        said = user.home / "said"
+        with (
+            said.open("wb") as log,
+            subprocess.Popen(command, cwd=project.folder, env=env, stderr=log, **user.identity) as victim,
+        ):
             wait_for(lambda: len(running(mark)) > 1 or victim.poll() is not None)
-            assert victim.poll() is None
+            assert victim.poll() is None, said.read_text()
             victim.send_signal(signal.SIGKILL)
         wait_for(lambda: running(mark) == [])

@@ -38,6 +38,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--timeout", type=int, metavar="SECONDS", default=trial.TIMEOUT, help=f"for each test ({trial.TIMEOUT})"
     )
     booting.add_machine(parser)
+    options.add_engine(parser)
     options.add_progress(parser)
     options.add_format(parser)
 

@@ -42,6 +42,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--offline", action="store_true", help="use no network: all sources are in the store")
     parser.add_argument("--no-diffoscope", action="store_true", help="do not ask diffoscope what differs")
     options.add_vendor(parser)
+    options.add_engine(parser)
     options.add_progress(parser)
     options.add_format(parser)
 
