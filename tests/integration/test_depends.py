@@ -212,6 +212,21 @@ def test_what_there_is_not_is_said_all_at_once(project: Project) -> None:
     ]
 
 
+def test_the_lock_of_an_older_recipe_is_moved_forward_by_name(project: Project) -> None:
+    project.write("FROM debian:trixie AS build\nDEPENDS lz4 zlib\n")
+    assert project.uklimg("lock").status == 0
+    path = project.folder / "Uklfile.lock"
+    now = path.read_text()
+    path.write_text(now.replace('name = "zlib"\nversion = "1.3.1"', 'name = "zlib"\nversion = "1.3"'))
+    assert path.read_text() != now
+    found = project.uklimg("build", "--target", "build")
+    assert found.status == ExitCode.USER
+    assert "uklimg: Uklfile:2:1: the version of library zlib changed since Uklfile.lock was made" in found.err
+    assert "uklimg lock --update zlib" in found.err
+    assert project.uklimg("lock", "--update", "zlib").status == 0
+    assert path.read_text() == now
+
+
 def test_the_check_of_libraries_refuses_what_there_is_not() -> None:
     done = check_libraries("nobodys")
     assert done.status == 1

@@ -24,7 +24,7 @@ from uklimg.resolve import ResolvedSpec, resolve
 pytestmark = pytest.mark.unit
 
 LAST = "FROM ukl:6.12\nLINK --from=build /p\n"
-NAMES = ("jemalloc", "libaio", "liburing", "lz4", "pcre2", "sqlite3", "zlib", "zstd")
+NAMES = ("jemalloc", "libaio", "libevent", "liburing", "lz4", "openssl", "pcre2", "sqlite3", "zlib", "zstd")
 
 
 def recipe(name: str, version: str = "1.0", **build: object) -> SourceFolder:
