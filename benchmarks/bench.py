@@ -60,14 +60,12 @@ def run(args: argparse.Namespace, measure: Callable[[Bench], report.Report]) -> 
     """Measure, print and write; returns an exit status as uklimg's."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
-    settings = read_settings(os.environ, Path.cwd(), store=args.store)
-    host = Host(os.environ, Path.cwd(), os.getuid(), sys.stdout, sys.stderr, settings)
     try:
-        with console(args.progress, sys.stderr) as sink:
-            found = measure(Bench(host, sink))
+        with opened(store=args.store, progress=args.progress) as bench:
+            found = measure(bench)
         report.show(found, sys.stdout)
         if args.json:
-            report.write(found, host.path(args.json))
+            report.write(found, bench.host.path(args.json))
     except UklimgError as error:
         sys.stderr.write(f"{error.detail}\n" if error.detail else "")
         sys.stderr.write(f"{error.line()}\n")
@@ -76,6 +74,15 @@ def run(args: argparse.Namespace, measure: Callable[[Bench], report.Report]) -> 
         sys.stderr.write("interrupted\n")
         return 130
     return 0
+
+
+@contextmanager
+def opened(*, store: str = "", progress: str = "plain", lock: Path = LOCK) -> Iterator[Bench]:
+    """A Bench on the user's store, or on ``store``; ``lock`` is asked for versions where it exists."""
+    settings = read_settings(os.environ, Path.cwd(), store=store)
+    host = Host(os.environ, Path.cwd(), os.getuid(), sys.stdout, sys.stderr, settings)
+    with console(progress, sys.stderr) as sink:
+        yield Bench(host, sink, lock)
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
@@ -137,17 +144,18 @@ class _Recorder:
 class Bench:
     """The builder as a benchmark uses it."""
 
-    def __init__(self, host: Host, sink: Sink) -> None:
+    def __init__(self, host: Host, sink: Sink, lock: Path) -> None:
         self.host = host
+        self._lock = lock if lock.exists() else EXAMPLE_LOCK
         self._events = _Recorder(sink)
         self.store: Store = host.store(self._events)
 
     def graph(self, uklfile: Path, context: Path) -> Graph:
-        """The steps of a Uklfile, with the versions of the checkout's lock, or of the tests'. Writes no lock."""
+        """The steps of a Uklfile, with the versions of the lock, or of the tests' own. Writes no lock."""
         data = self.host.data()
         project = open_project(uklfile, context, {}, data)
-        lock = LOCK if LOCK.exists() else EXAMPLE_LOCK
-        project = replace(project, lock=parse_lock(lock.read_text(encoding="utf-8"), str(lock)))
+        text = self._lock.read_text(encoding="utf-8")
+        project = replace(project, lock=parse_lock(text, str(self._lock)))
         with self.host.resolver(self.store, self._events) as resolver:
             found = resolve_project(project, data, resolver)
         return plan_project(project, found, Options()).graph

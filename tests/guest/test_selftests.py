@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,13 +15,10 @@ from guestlib import LINUX, UKL, BuildImage, Image, boot, program, sections, she
 
 from benchmarks import bench, byhand
 from uklimg import proc
-from uklimg.cli.host import Host
-from uklimg.console import console
 from uklimg.data import Data, find_data
 from uklimg.guest.protocol import Program
 from uklimg.runner.machine import MIB
 from uklimg.runner.request import Bind, RunOptions
-from uklimg.settings import read_settings
 
 pytestmark = [pytest.mark.guest, pytest.mark.boot, pytest.mark.timeout(3600)]
 
@@ -43,11 +39,9 @@ Verdicts = Mapping[str, tuple[str, tuple[str, ...]]]
 
 
 @pytest.fixture
-def found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[bench.Bench]:
-    monkeypatch.setattr(bench, "LOCK", tmp_path / "none")
-    host = Host(os.environ, tmp_path, os.getuid(), sys.stdout, sys.stderr, read_settings(os.environ, tmp_path))
-    with console("plain", sys.stderr) as sink:
-        yield bench.Bench(host, sink)
+def found() -> Iterator[bench.Bench]:
+    with bench.opened(lock=bench.EXAMPLE_LOCK) as opened:
+        yield opened
 
 
 def test_ring_3_finds_the_same_as_on_the_unpatched_kernel(suite_image: BuildImage, found: bench.Bench) -> None:

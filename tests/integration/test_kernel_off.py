@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import sys
-from pathlib import Path
-
 import pytest
 
 from benchmarks import bench, byhand
-from uklimg.cli.host import Host
-from uklimg.console import console
 from uklimg.data import Data, find_data
-from uklimg.settings import read_settings
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(3600)]
 
 GUEST = bench.ROOT / "benchmarks/guest"
 
 
-def test_the_code_is_that_of_the_unpatched_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench, "LOCK", tmp_path / "none")
-    host = Host(os.environ, tmp_path, os.getuid(), sys.stdout, sys.stderr, read_settings(os.environ, tmp_path))
-    with console("plain", sys.stderr) as sink:
-        found = bench.Bench(host, sink)
+def test_the_code_is_that_of_the_unpatched_kernel() -> None:
+    with bench.opened(lock=bench.EXAMPLE_LOCK) as found:
         tree = found.tree(byhand.kernel_off(found.graph(GUEST / "Uklfile", GUEST)), byhand.OFF)
     compared = set((tree / "compared").read_text().split())
     touched = {
