@@ -181,23 +181,33 @@ class Bench:
                         fetch(item)
         return time.monotonic() - began
 
-    def again(self, graph: Graph, name: str, script: str = "", *, kind: Kind | None = None) -> Timing:
+    def again(
+        self, graph: Graph, name: str, script: str = "", *, kind: Kind | None = None, from_nothing: bool = True
+    ) -> Timing:
         """Run the step ``name`` anew, with all it needs from the store, and say how long it took.
 
-        ``script``, for /bin/sh, takes the place of its command; ``kind`` that of its kind.
+        ``script``, for /bin/sh, takes the place of its command; ``kind`` that of its kind. ``from_nothing``: it finds
+        nothing that earlier runs left (the trees of kernels).
         """
+        return self.remade(graph, name, script, kind=kind, from_nothing=from_nothing)[0]
+
+    def remade(
+        self, graph: Graph, name: str, script: str = "", *, kind: Kind | None = None, from_nothing: bool = True
+    ) -> tuple[Timing, StepResult]:
+        """As ``again``, with the result."""
         step = graph.step(name)
         action = step.action
         if isinstance(action, Container):
             argv = ("/bin/sh", "-ec", script) if script else action.argv
-            action = replace(action, argv=("/bin/sh", "-c", _TIMED, "sh", *argv))
+            mounts = () if from_nothing else action.mounts
+            action = replace(action, argv=("/bin/sh", "-c", _TIMED, "sh", *argv), mounts=mounts)
         elif script:
             raise InternalError(f"{name} runs in no container")
         new = replace(step, action=action, kind=kind or step.kind, recipe_version=time.time_ns())
-        self.make(replace_step(graph, new))
+        result = self.make(replace_step(graph, new))
         whole = self._events.seconds[name]
         command = self._events.take(name)
-        return Timing(whole, command.seconds, command.cpu) if command else Timing(whole)
+        return Timing(whole, command.seconds, command.cpu) if command else Timing(whole), result
 
     def cold(self, graph: Graph, name: str) -> Timing:
         """How long the step ``name`` takes. Where the store lacks its result, that is made and not made again."""

@@ -158,7 +158,7 @@ def _instead_of_kit(graph: Graph, name: str, title: str, script: str, inputs: Ma
         raise InternalError("the kernel's recipe has changed")
     all_inputs = {**step.inputs, "/in/config": Inline(_without_ukl(config)), **inputs}
     argv = ("/bin/sh", "-ec", script)
-    other = replace(step, id=name, title=title, action=replace(action, argv=argv), inputs=all_inputs)
+    other = replace(step, id=name, title=title, action=replace(action, argv=argv, mounts=()), inputs=all_inputs)
     return Graph.of([*graph.steps, other], name)
 
 

@@ -14,7 +14,7 @@ PACKAGES=(
     python3 python3-venv
     # the demo and the tests
     redis-tools docker-registry skopeo busybox-static gcc g++ libc6-dev make git gdb iproute2 procps xz-utils dpkg-dev openssl
-    cpio gnupg diffoscope-minimal
+    cpio gnupg rsync diffoscope-minimal
     # disks that firmware starts
     ovmf systemd-boot-efi mtools fdisk
 )

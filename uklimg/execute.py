@@ -96,12 +96,13 @@ class _Run:
 
 @dataclass(frozen=True)
 class _Call:
-    """A step that must be made, with what it needs; ``cancel`` ends it."""
+    """A step that must be made, with what it needs; ``again`` whatever there is. ``cancel`` ends it."""
 
     step: Step
     key: Digest
     fields: Mapping[str, JSON]
     needed: Mapping[str, StepResult]
+    again: bool
     cancel: threading.Event
 
 
@@ -225,18 +226,18 @@ class Executor:
         if not task.make:
             return lambda: _Done(step.id, self._lookup(key, cancel=run.cancel))
         needed = {name: walk.result(name) for name in step.needs()}
-        call = _Call(step, key, step.key_fields(run.graph.keys), needed, run.cancel)
+        call = _Call(step, key, step.key_fields(run.graph.keys), needed, run.again, run.cancel)
 
         def make() -> _Done:
             try:
-                return self._make_once(call, run.again)
+                return self._make_once(call)
             except UklimgError as error:
                 error.location = error.location or run.places.get(step.id)
                 raise
 
         return make
 
-    def _make_once(self, call: _Call, again: bool) -> _Done:
+    def _make_once(self, call: _Call) -> _Done:
         step = call.step
 
         def on_wait() -> None:
@@ -244,7 +245,7 @@ class Executor:
 
         with self._store.key_lock(call.key, call.cancel, on_wait):
             # Another build may have made it while we waited.
-            found = None if again else self._lookup(call.key, cancel=call.cancel)
+            found = None if call.again else self._lookup(call.key, cancel=call.cancel)
             if found is not None:
                 self._sink(StepCached(step.id, step.title, str(call.key)))
                 return _Done(step.id, found)
@@ -291,7 +292,7 @@ class Executor:
         caches = self._store.root / "mounts"
         mounts = [Mount(path, target) for target, path in sorted(work.inputs.items()) if target.startswith("/")]
         with runmounts.prepared(
-            action.mounts, work.inputs, work.work, caches, self._secrets, work.call.cancel
+            action.mounts, work.inputs, work.work, caches, self._secrets, work.call.cancel, again=work.call.again
         ) as more:
             job = Job(
                 name=step.title,

@@ -56,20 +56,24 @@ def prepared(
     caches: Path,
     secrets: Mapping[str, bytes],
     cancel: Event | None = None,
+    *,
+    again: bool = False,
 ) -> Iterator[Prepared]:
     """Make what a step's mounts show; caches are held until the end. ``work``: a folder that goes with the step.
-    Setting ``cancel`` ends the waiting for a cache as KeyboardInterrupt."""
+    ``again``: caches of ours are empty. Setting ``cancel`` ends the waiting for a cache as KeyboardInterrupt."""
     mounts: list[Mount] = []
     variables: list[tuple[str, str]] = []
     with ExitStack() as held:
-        folders = _caches([mount for mount in wanted if mount.kind == "cache"], caches, held, cancel)
+        empty = {number for number, mount in enumerate(wanted) if again and mount.ours}
+        kept = [mount for n, mount in enumerate(wanted) if mount.kind == "cache" and n not in empty]
+        folders = _caches(kept, caches, held, cancel)
         for number, mount in enumerate(wanted):
             if mount.kind == "secret" and mount.id not in secrets:
                 continue  # as with Docker; one that is required was looked for when the build was planned
             path = work / f"mount-{number}"
             if mount.kind == "bind":
                 path = inside(inputs[mount.input], mount.path)
-            elif mount.kind == "cache":
+            elif mount.kind == "cache" and number not in empty:
                 path = folders.pop(0)
             elif mount.kind == "secret":
                 _write_secret(path, secrets[mount.id], mount)

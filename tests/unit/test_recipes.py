@@ -189,8 +189,17 @@ def test_a_kernel_kit_is_made_of_source_patches_and_fragments() -> None:
     assert isinstance(step.inputs["/in/linux.tar.xz"], Blob)
     assert container(step).argv == (
         *("/usr/bin/python3", "-B", "/run/ukl/link/kit.py", "--source", "/in/linux.tar.xz"),
-        *("--patches", "/in/patches", "--config", "/in/config/10-base.config", "--out", "/out"),
+        *("--patches", "/in/patches", "--config", "/in/config/10-base.config", "--tree", "base", "--out", "/out"),
     )
+
+
+def test_kernels_of_a_series_share_what_earlier_builds_left() -> None:
+    base, debug = kit(kernel.KernelConfig()), kit(kernel.KernelConfig(("debug",), options=(("EXT4_FS", "n"),)))
+    (mount,) = container(base).mounts
+    assert (mount.kind, mount.target, mount.sharing, mount.ours) == ("cache", kernel.BUILD, "locked", True)
+    assert container(debug).mounts == (mount,)
+    argv = container(debug).argv
+    assert argv[argv.index("--tree") + 1] == "base+debug"
 
 
 def test_later_fragments_are_the_stronger_ones() -> None:
@@ -198,7 +207,7 @@ def test_later_fragments_are_the_stronger_ones() -> None:
     config = kernel.KernelConfig(("debug",), ("BYP",), tree, ("my.config",), (("EXT4_FS", "n"), ("NAME", '"x"')))
     step = kit(config)
     argv = container(step).argv
-    assert argv[argv.index("--config") + 1 : argv.index("--out")] == (
+    assert argv[argv.index("--config") + 1 : argv.index("--tree")] == (
         "/in/config/10-base.config",
         "/in/config/20-debug.config",
         "/in/config/80-ukl.config",

@@ -1,6 +1,9 @@
 """Build a kernel kit: what linking applications into this kernel needs, without its source tree.
 
-    kit.py --source linux.tar.xz --patches DIR --config FRAGMENT... --out DIR
+    kit.py --source linux.tar.xz --patches DIR --config FRAGMENT... --tree NAME --out DIR
+
+BUILD may hold what an earlier build left: the source, and for each NAME (of a configuration) the objects. Kbuild
+makes anew what the changed options and sources touch, and nothing else; what comes out is the same as from nothing.
 
 The kit holds vmlinux (its application segment empty), System.map, config, kit.json, and in boot/ the objects,
 headers and commands that make a bzImage of a vmlinux with an application (bzimage.py runs them). Standard library
@@ -10,6 +13,7 @@ only; runs in the build container. Exit status: 0; 1 with one line on stderr tha
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import re
@@ -20,7 +24,9 @@ from pathlib import Path
 
 BUILD = Path("/tmp/ukl-kernel")
 SOURCE = BUILD / "source"
+# Of every configuration in turn, since its path is in what is built.
 OBJECTS = BUILD / "objects"
+PACKAGES = Path("/var/lib/dpkg/status")
 BOOT = "arch/x86/boot"
 # Fixed, so that the kernel's bytes do not tell who built it when.
 MAKE = [
@@ -48,12 +54,55 @@ def run(argv: list[str], cwd: Path) -> None:
         raise KitError(f"{argv[0]} {argv[-1]} failed with status {done.returncode}")
 
 
-def unpack(tarball: Path, patches: list[Path]) -> None:
-    SOURCE.mkdir(parents=True)
-    run(["tar", "--extract", "--strip-components=1", f"--file={tarball}"], SOURCE)
+def unpack(tarball: Path, patches: list[Path], folder: Path) -> None:
+    folder.mkdir(parents=True)
+    run(["tar", "--extract", "--strip-components=1", f"--file={tarball}"], folder)
     for patch in patches:
         # Zero fuzz: a patch that only nearly fits was written for another kernel.
-        run(["patch", "--strip=1", "--fuzz=0", "--quiet", f"--input={patch}"], SOURCE)
+        run(["patch", "--strip=1", "--fuzz=0", "--quiet", f"--input={patch}"], folder)
+
+
+def digest(*files: Path) -> str:
+    found = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as opened:
+            found.update(hashlib.file_digest(opened, "sha256").digest())
+    return found.hexdigest()
+
+
+def prepare_source(tarball: Path, patches: list[Path]) -> None:
+    """SOURCE becomes the patched source. Of one that is there, files that stay the same keep their dates."""
+    stamp, wanted = BUILD / "source.stamp", digest(tarball, *patches)
+    if stamp.exists() and stamp.read_text() == wanted:
+        return
+    stamp.unlink(missing_ok=True)
+    fresh = BUILD / "fresh"
+    remove(fresh)
+    unpack(tarball, patches, fresh)
+    if SOURCE.exists():
+        same = ["--recursive", "--links", "--perms", "--checksum", "--delete"]
+        run(["rsync", *same, f"{fresh}/", f"{SOURCE}/"], BUILD)
+        remove(fresh)
+    else:
+        fresh.rename(SOURCE)
+    stamp.write_text(wanted)
+
+
+def take_objects(tree: Path) -> None:
+    """OBJECTS become those of ``tree``, if the same tools made them. What a killed build left there nobody trusts."""
+    remove(OBJECTS)
+    stamp = tree / "tools.stamp"
+    if stamp.exists() and stamp.read_text() == digest(PACKAGES):
+        tree.rename(OBJECTS)
+        return
+    remove(tree)
+    OBJECTS.mkdir()
+    (OBJECTS / stamp.name).write_text(digest(PACKAGES))
+
+
+def remove(folder: Path) -> None:
+    if folder.exists():
+        shutil.rmtree(folder)
 
 
 def wanted_config(fragments: list[Path]) -> dict[str, str]:
@@ -76,7 +125,6 @@ def wanted_config(fragments: list[Path]) -> dict[str, str]:
 def configure(fragments: list[Path]) -> None:
     """allnoconfig with our settings; raises KitError when one does not survive."""
     wanted = wanted_config(fragments)
-    OBJECTS.mkdir(parents=True)
     seed = BUILD / "wanted.config"
     lines = [f"# {n} is not set" if v == "n" else f"{n}={v}" for n, v in sorted(wanted.items())]
     seed.write_text("\n".join(lines) + "\n")
@@ -178,13 +226,22 @@ def main() -> int:
     parser.add_argument("--source", type=Path, required=True, help="the kernel's source, a tar file")
     parser.add_argument("--patches", type=Path, required=True, help="folder of NNNN-*.patch")
     parser.add_argument("--config", type=Path, nargs="+", required=True, help="configuration fragments")
+    parser.add_argument("--tree", required=True, help="a name for the objects, of which the next build makes use")
     parser.add_argument("--out", type=Path, required=True, help="an empty folder")
     args = parser.parse_args()
+    tree = BUILD / f"objects.{args.tree}"
     try:
-        unpack(args.source, sorted(args.patches.glob("*.patch")))
-        configure(args.config)
-        run([*MAKE, f"-j{os.cpu_count()}", "vmlinux", "bzImage"], SOURCE)
+        BUILD.mkdir(exist_ok=True)
+        prepare_source(args.source, sorted(args.patches.glob("*.patch")))
+        take_objects(tree)
+        try:
+            configure(args.config)
+        except KitError:
+            OBJECTS.rename(tree)
+            raise
+        run([*MAKE, f"-j{len(os.sched_getaffinity(0))}", "vmlinux", "bzImage"], SOURCE)
         collect(args.out)
+        OBJECTS.rename(tree)
     except KitError as error:
         print(f"ukl-kit: {error}", file=sys.stderr)
         return 1

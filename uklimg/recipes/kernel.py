@@ -10,12 +10,13 @@ from dataclasses import dataclass
 
 from uklimg.definitions import SourceFolder
 from uklimg.errors import UserError
-from uklimg.graph import Blob, Container, ContextTree, Inline, InlineFile, Input, Kind, Step
+from uklimg.graph import Blob, Container, ContextTree, Inline, InlineFile, Input, Kind, RunMount, Step
 from uklimg.recipes.scripts import HOME, python, scripts
 
 STEP_ID = "kernel-kit"
 RECIPE_VERSION = 1
 BASE_CONFIG = "base"
+BUILD = "/tmp/ukl-kernel"  # kit.py's
 
 
 @dataclass(frozen=True)
@@ -87,14 +88,18 @@ def kernel_step(
         *("--source", source),
         *("--patches", "/in/patches"),
         *("--config", *paths),
+        *("--tree", "+".join((BASE_CONFIG, *config.extras))),
         *("--out", "/out"),
     )
+    # One build at a time: each uses all processors, and the source is a gigabyte and a half.
+    # No RUN can name it, since no Uklfile has a NUL.
+    trees = RunMount("cache", BUILD, id=f"\0{folder.folder}", sharing="locked", ours=True)
     return Step(
         id=STEP_ID,
         title=f"kernel {override.version or definition.version}" + "".join(f" +{name}" for name in config.extras),
         recipe="kernel-kit",
         recipe_version=RECIPE_VERSION,
-        action=Container(rootfs=base, argv=argv),
+        action=Container(rootfs=base, argv=argv, mounts=(trees,)),
         inputs=inputs,
         kind=Kind.TREE,
     )
