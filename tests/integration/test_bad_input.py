@@ -223,7 +223,8 @@ def test_a_mirror_that_cannot_be_reached(user: User) -> None:
     assert re.fullmatch(r"uklimg: Uklfile:2:1: .*redis_.*127\.0\.0\.1.*", ended.last)
     ended = user("build", "--locked", "--offline", "--target", "build")
     assert ended.status == 4
-    assert re.fullmatch(r"uklimg: Uklfile:2:1: redis_\S+ is not in the store, and --offline .*", ended.last)
+    said = r"uklimg: Uklfile:2:1: redis_\S+ is neither in the store nor vendored, and --offline .*"
+    assert re.fullmatch(said, ended.last)
 
 
 def lock_without_files(user: User) -> dict[str, int]:
