@@ -37,7 +37,7 @@ SECOND = FIRST.replace("@@ -4,3 +4,4 @@\n EXTRAVERSION =\n", "@@ -5,3 +5,4 @@\n"
 
 
 @pytest.fixture
-def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def world(tmp_path: Path) -> Path:
     """A kernel of one file, one patch of ours, an empty folder of the user's."""
     source = tmp_path / "linux-6.12.107"
     source.mkdir()
@@ -47,13 +47,12 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "ours").mkdir()
     (tmp_path / "ours/0001-x86-ukl.patch").write_text(OURS)
     (tmp_path / "mine").mkdir()
-    monkeypatch.setattr(kit, "SOURCE", tmp_path / "unpacked")
     return tmp_path
 
 
 def apply(world: Path) -> str:
     override.lay(world / "ours", world / "mine", world / "laid")
-    kit.unpack(world / "linux.tar", sorted((world / "laid").glob("*.patch")))
+    kit.unpack(world / "linux.tar", sorted((world / "laid").glob("*.patch")), world / "unpacked")
     return (world / "unpacked/Makefile").read_text()
 
 
