@@ -13,14 +13,11 @@ from typing import TypeAlias
 from uklimg import proc
 from uklimg.digest import JSON
 from uklimg.errors import InternalError
-from uklimg.imagebuild import image
-from uklimg.initramfsbuild import initramfs
 from uklimg.oci import EPOCH
 from uklimg.recipes import base_image as base_image_recipe
 from uklimg.recipes import image as image_recipe
 from uklimg.recipes import initramfs as initramfs_recipe
 from uklimg.recipes import parameters, registry_image
-from uklimg.registryimage import layer_inputs, pick, unpack_layers
 
 ROOTFS_TAR = "rootfs.tar"
 """What a function of kind ROOTFS leaves in its output folder: a whole file system."""
@@ -45,35 +42,55 @@ HostFunction: TypeAlias = Callable[[HostJob], None]
 
 
 def host_functions(env: Mapping[str, str]) -> Mapping[str, HostFunction]:
-    """All of them by name; ``env`` is the host environment for tools."""
-
-    def base_image(job: HostJob) -> None:
-        # Not free to import, and rarely wanted.
-        from uklimg.basechild import build_as_user
-        from uklimg.baseimage import BaseParams, build_base_image
-
-        build = build_base_image if os.geteuid() == 0 else build_as_user
-        build(
-            BaseParams.of(job.params),
-            job.inputs.values(),
-            job.out / ROOTFS_TAR,
-            job.work,
-            run=partial(proc.run, cancel=job.cancel),
-            env=env,
-            epoch=EPOCH,
-            on_line=job.on_line,
-        )
-
+    """All of them by name; ``env`` is the host environment for tools. Each imports what it needs when it runs, since
+    most builds run none."""
     return {
-        base_image_recipe.FUNCTION: base_image,
-        initramfs_recipe.FUNCTION: lambda job: initramfs(job.inputs, job.out, job.params),
-        image_recipe.FUNCTION: lambda job: image(job.inputs, job.out, job.params),
-        registry_image.LAYERS: lambda job: unpack_layers(job.inputs["config"], layer_inputs(job.inputs), job.out),
+        base_image_recipe.FUNCTION: partial(_base_image, env),
+        initramfs_recipe.FUNCTION: _initramfs,
+        image_recipe.FUNCTION: _image,
+        registry_image.LAYERS: _layers,
         registry_image.PICK: _pick,
     }
 
 
+def _base_image(env: Mapping[str, str], job: HostJob) -> None:
+    from uklimg.basechild import build_as_user
+    from uklimg.baseimage import BaseParams, build_base_image
+
+    build = build_base_image if os.geteuid() == 0 else build_as_user
+    build(
+        BaseParams.of(job.params),
+        job.inputs.values(),
+        job.out / ROOTFS_TAR,
+        job.work,
+        run=partial(proc.run, cancel=job.cancel),
+        env=env,
+        epoch=EPOCH,
+        on_line=job.on_line,
+    )
+
+
+def _initramfs(job: HostJob) -> None:
+    from uklimg.initramfsbuild import initramfs
+
+    initramfs(job.inputs, job.out, job.params)
+
+
+def _image(job: HostJob) -> None:
+    from uklimg.imagebuild import image
+
+    image(job.inputs, job.out, job.params)
+
+
+def _layers(job: HostJob) -> None:
+    from uklimg.registryimage import layer_inputs, unpack_layers
+
+    unpack_layers(job.inputs["config"], layer_inputs(job.inputs), job.out)
+
+
 def _pick(job: HostJob) -> None:
+    from uklimg.registryimage import pick
+
     if not isinstance(job.params, Mapping):
         raise InternalError("registry-pick wants parameters")
     sources, into = parameters.texts(job.params["sources"]), parameters.text(job.params["into"])

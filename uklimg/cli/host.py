@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from uklimg import proc
 from uklimg.data import Data, find_data
-from uklimg.engine.choose import choose_engine
+from uklimg.engine.choose import LateEngine, choose_engine
 from uklimg.events import Sink
 from uklimg.execute import Executor, Fetch, Lookup
 from uklimg.graph import Blob
@@ -77,7 +77,8 @@ class Host:
         """Steps leave their results in ``store``; what they fetch is in ``sources``, unless that is the same.
         ``at_once`` steps may run at the same time; 0: as many as this machine has processors and memory for."""
         at_once = at_once or steps_at_once(processors(), memory_available())
-        engine = choose_engine(self.settings.chosen_engine(), store.root / "engine", self.environ)
+        name = self.settings.chosen_engine()
+        engine = LateEngine(lambda: choose_engine(name, store.root / "engine", self.environ))
         fetch = self.fetch(sources or store, sink, offline=offline, vendor=vendor)
         functions = host_functions(self.env)
         return Executor(store, engine, fetch, functions, sink, secrets=secrets, lookup=lookup, at_once=at_once)

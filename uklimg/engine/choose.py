@@ -7,7 +7,8 @@ without any of them buildah when it is installed, else Docker or Podman when a s
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection, Mapping
+import threading
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from threading import Event
 from typing import NoReturn
@@ -15,8 +16,6 @@ from typing import NoReturn
 from uklimg import proc
 from uklimg.digest import Digest
 from uklimg.engine.base import Engine, Job, JobResult, Line
-from uklimg.engine.buildah import BuildahEngine
-from uklimg.engine.docker import DockerEngine, find_socket
 from uklimg.errors import ToolError
 
 BUILDAH = "buildah"
@@ -42,23 +41,61 @@ class NoEngine:
         )
 
 
+class LateEngine:
+    """The engine that ``choose`` gives, asked for when a step first runs: most builds run none."""
+
+    def __init__(self, choose: Callable[[], Engine]) -> None:
+        self._choose = choose
+        self._lock = threading.Lock()
+        self._found: Engine | None = None
+
+    @property
+    def name(self) -> str:
+        return self._engine().name
+
+    def run(self, job: Job, on_line: Line, cancel: Event | None = None) -> JobResult:
+        return self._engine().run(job, on_line, cancel)
+
+    def prune(self, keep: Collection[Digest]) -> None:
+        self._engine().prune(keep)
+
+    def _engine(self) -> Engine:
+        with self._lock:
+            if self._found is None:
+                self._found = self._choose()
+            return self._found
+
+
 def choose_engine(name: str, root: Path, environ: Mapping[str, str]) -> Engine:
     """The engine ``name`` (one of ``settings.ENGINES``), or with "" the one that is there.
 
     ``root`` is the engines' folder in the store.
     """
     if name == BUILDAH or (not name and shutil.which(BUILDAH, path=proc.host_env(environ)["PATH"])):
-        return BuildahEngine(root, environ)
-    if name == DOCKER or find_socket(environ):
-        return DockerEngine(root / _DOCKER_FOLDER, environ)
-    return NoEngine()
+        return _buildah(root, environ)
+
+    from uklimg.engine.docker import find_socket
+
+    return _docker(root, environ) if name == DOCKER or find_socket(environ) else NoEngine()
 
 
 def used_engines(root: Path, environ: Mapping[str, str]) -> tuple[Engine, ...]:
     """Those that have run a step of the store."""
     found: list[Engine] = []
     if (root / "live").is_dir():
-        found.append(BuildahEngine(root, environ))
+        found.append(_buildah(root, environ))
     if (root / _DOCKER_FOLDER).is_dir():
-        found.append(DockerEngine(root / _DOCKER_FOLDER, environ))
+        found.append(_docker(root, environ))
     return tuple(found)
+
+
+def _buildah(root: Path, environ: Mapping[str, str]) -> Engine:
+    from uklimg.engine.buildah import BuildahEngine
+
+    return BuildahEngine(root, environ)
+
+
+def _docker(root: Path, environ: Mapping[str, str]) -> Engine:
+    from uklimg.engine.docker import DockerEngine
+
+    return DockerEngine(root / _DOCKER_FOLDER, environ)
