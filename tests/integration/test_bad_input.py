@@ -358,7 +358,7 @@ def test_qemu_is_missing(user: User, tmp_path: Path) -> None:
 
 def test_buildah_is_missing(user: User, tmp_path: Path) -> None:
     user.write(f"{STAGE}RUN echo {uuid.uuid4().hex}\n{LAST}")
-    ended = user("build", "--locked", "--target", "build", PATH=str(tmp_path))
+    ended = user("build", "--locked", "--target", "build", "--engine", "buildah", PATH=str(tmp_path))
     assert ended.status == 8
     assert re.fullmatch(r"uklimg: Uklfile:2:1: buildah is not installed \(apt-get install buildah\)", ended.last)
 

@@ -86,7 +86,7 @@ class BuildahEngine:
             self._execute(storage, container, isolation, job, work, on_line, cancel)
             if job.kind is Kind.TREE:
                 return JobResult()
-            layer = self._export(storage, container, job, work)
+            layer = self._export(storage, container, job, work, cancel)
             return JobResult(
                 layer, (*ENGINE_PATHS, LOG.strip("/"), *(mount.target.strip("/") for mount in job.mounts))
             )
@@ -172,9 +172,9 @@ class BuildahEngine:
 
     def _discard(self, storage: Storage, container: str, work: Path, lock: Path) -> None:
         self._buildah(buildah_cmd(storage, "rm", container), check=False)
-        commit = f"{_COMMIT}:{container}"
         if (work / "committed").exists():
-            self._buildah(buildah_cmd(storage, "rmi", "--force", commit), check=False)
+            with locks.locked(self._root / "commit.lock"):
+                self._forget_commit(storage, container, work)
         shutil.rmtree(work, ignore_errors=True)
         if not work.exists():
             lock.unlink(missing_ok=True)
@@ -210,12 +210,8 @@ class BuildahEngine:
             pulled = self._buildah(buildah_cmd(storage, "pull", "--quiet", "oci:import:image"), cwd=work)
             self._buildah(buildah_cmd(storage, "tag", pulled.text.splitlines()[-1], image))
 
-    def _export(self, storage: Storage, container: str, job: Job, work: Path) -> Path:
+    def _export(self, storage: Storage, container: str, job: Job, work: Path, cancel: threading.Event | None) -> Path:
         """The container's changes as a tar below the job's output folder."""
-        image = f"{_COMMIT}:{container}"
-        (work / "committed").touch()
-        stamp = ("--timestamp", str(oci.EPOCH), "--omit-history")
-        self._buildah(buildah_cmd(storage, "commit", "--quiet", *stamp, container, image))
         layout = work / "export"
         blobs = layout / "blobs" / "sha256"
         blobs.mkdir(parents=True)
@@ -224,7 +220,15 @@ class BuildahEngine:
         for layer in base.layers:
             with suppress(FileExistsError):
                 (blobs / layer.digest.hex).symlink_to(job.rootfs.layout / "blobs" / "sha256" / layer.digest.hex)
-        self._buildah(buildah_cmd(storage, "push", "--quiet", image, "oci:export:image"), cwd=work)
+        image = f"{_COMMIT}:{container}"
+        stamp = ("--timestamp", str(oci.EPOCH), "--omit-history")
+        # Equal changes make equal images, of which buildah has one: who removes his must not do so while another step
+        # has just made the same.
+        with locks.locked(self._root / "commit.lock", cancel=cancel):
+            (work / "committed").touch()
+            self._buildah(buildah_cmd(storage, "commit", "--quiet", *stamp, container, image))
+            self._buildah(buildah_cmd(storage, "push", "--quiet", image, "oci:export:image"), cwd=work)
+            self._forget_commit(storage, container, work)
         entry = oci.parse_index((layout / "index.json").read_bytes(), "index.json").manifests[0]
         made = read_manifest(layout, entry.digest)
         below, top = made.layers[:-1], made.layers[-1]
@@ -235,6 +239,11 @@ class BuildahEngine:
         with _opened(source, top.media_type) as packed, result.open("wb") as out:
             shutil.copyfileobj(packed, out, 1 << 20)
         return result
+
+    def _forget_commit(self, storage: Storage, container: str, work: Path) -> None:
+        """The caller holds commit.lock."""
+        self._buildah(buildah_cmd(storage, "rmi", "--force", f"{_COMMIT}:{container}"), check=False)
+        (work / "committed").unlink(missing_ok=True)
 
     # Running
 
