@@ -63,6 +63,26 @@ def create_locked(path: Path) -> int:
     return fd
 
 
+@contextmanager
+def held_if_abandoned(path: Path) -> Iterator[bool]:
+    """As ``abandoned``, and then nobody else holds it until the end: who is just making it waits, and makes another
+    one when this one was removed meanwhile."""
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        yield False
+        return
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            free = os.fstat(fd).st_nlink > 0
+        except BlockingIOError:
+            free = False
+        yield free
+    finally:
+        os.close(fd)
+
+
 def abandoned(path: Path) -> bool:
     """Whether nobody holds the file ``path``; False when it does not exist."""
     try:

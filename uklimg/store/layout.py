@@ -320,10 +320,13 @@ class Layout:
     def sweep(self) -> None:
         """Remove what dead owners left in ``tmp/``."""
         for entry in sorted(self.tmp.iterdir()):
-            if entry.suffix == ".blob" and locks.abandoned(entry):
-                entry.unlink(missing_ok=True)
-            elif entry.suffix == ".lock" and locks.abandoned(entry):
-                _discard(entry.with_suffix(""), entry)
+            if entry.suffix not in (".blob", ".lock"):
+                continue
+            with locks.held_if_abandoned(entry) as abandoned:
+                if abandoned and entry.suffix == ".blob":
+                    entry.unlink(missing_ok=True)
+                elif abandoned:
+                    _discard(entry.with_suffix(""), entry)
 
 
 def _discard(folder: Path, lock: Path) -> None:
