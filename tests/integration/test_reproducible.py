@@ -38,9 +38,9 @@ RUN make -C /src -j$(nproc) CFLAGS='-O2 -g' CXXFLAGS='-O2 -g' liball.a
 FROM debian:trixie AS build
 ARG WORD
 ENV LEVEL=2
-WORKDIR /work
-COPY --from=library /src/liball.a /src/*.h /work/
-COPY program main.c /work/
+WORKDIR /app
+COPY --from=library /src/liball.a /src/*.h /app/
+COPY program main.c /app/
 ADD lib-1.0.tar.xz /unpacked/
 RUN <<EOF
 set -e
@@ -54,8 +54,8 @@ python3 -m compileall -q lib
 EOF
 
 FROM ukl:6.12
-LINK --from=build /work/program
-COPY --from=build /work /built
+LINK --from=build /app/program
+COPY --from=build /app /built
 COPY etc /etc/app/
 COPY program/link /etc/app.conf
 COPY --chmod=600 main.c /root/main.c
