@@ -64,9 +64,9 @@ def create_locked(path: Path) -> int:
 
 
 @contextmanager
-def held_if_abandoned(path: Path) -> Iterator[bool]:
-    """As ``abandoned``, and then nobody else holds it until the end: who is just making it waits, and makes another
-    one when this one was removed meanwhile."""
+def abandoned(path: Path) -> Iterator[bool]:
+    """Whether nobody holds the file ``path``; False when it does not exist. If so, nobody else holds it until the end
+    either: who is just making it waits, and makes another one when this one was removed meanwhile."""
     try:
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -81,21 +81,6 @@ def held_if_abandoned(path: Path) -> Iterator[bool]:
         yield free
     finally:
         os.close(fd)
-
-
-def abandoned(path: Path) -> bool:
-    """Whether nobody holds the file ``path``; False when it does not exist."""
-    try:
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    finally:
-        os.close(fd)
-    return True
 
 
 def _open(path: Path, operation: int) -> int | None:

@@ -109,8 +109,8 @@ def test_waiting_for_a_lock_can_be_cancelled(tmp_path: Path) -> None:
         cancel.set()
         with pytest.raises(KeyboardInterrupt), locks.locked(path, cancel=cancel):
             raise AssertionError("two have it")
-    with locks.locked(path, cancel=cancel):
-        assert not locks.abandoned(path)
+    with locks.locked(path, cancel=cancel), locks.abandoned(path) as abandoned:
+        assert not abandoned
 
 
 def test_who_waits_gets_the_lock_when_it_is_free(tmp_path: Path) -> None:

@@ -160,8 +160,9 @@ class BuildahEngine:
     def _sweep(self, storage: Storage) -> None:
         """Remove containers and folders whose owner is dead."""
         for lock in sorted(self._live.glob("*.lock")):
-            if locks.abandoned(lock):
-                self._discard(storage, lock.stem, lock.with_suffix(""), lock)
+            with locks.abandoned(lock) as abandoned:
+                if abandoned:
+                    self._discard(storage, lock.stem, lock.with_suffix(""), lock)
         if not any(self._live.iterdir()):
             for left in (self._root / "tmp").iterdir():
                 # The control groups of a killed runc have the name of its bundle's folder.

@@ -198,8 +198,9 @@ class DockerEngine:
             except OSError as error:
                 raise ToolError(f"cannot write below {self._root}: {error.strerror}") from error
             for lock in sorted(self._live.glob("*.lock")):
-                if locks.abandoned(lock):
-                    self._discard(daemon, lock.stem, lock.with_suffix(""), lock)
+                with locks.abandoned(lock) as abandoned:
+                    if abandoned:
+                        self._discard(daemon, lock.stem, lock.with_suffix(""), lock)
             self._swept = True
 
     @contextmanager

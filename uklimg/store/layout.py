@@ -322,7 +322,7 @@ class Layout:
         for entry in sorted(self.tmp.iterdir()):
             if entry.suffix not in (".blob", ".lock"):
                 continue
-            with locks.held_if_abandoned(entry) as abandoned:
+            with locks.abandoned(entry) as abandoned:
                 if abandoned and entry.suffix == ".blob":
                     entry.unlink(missing_ok=True)
                 elif abandoned:

@@ -92,9 +92,10 @@ def live_holds(folder: Path) -> tuple[Hold, ...]:
             value = json.loads(path.read_bytes() or b"{}")
         except FileNotFoundError:
             continue  # it ended just now
-        if locks.abandoned(path):
-            path.unlink(missing_ok=True)
-            continue
+        with locks.abandoned(path) as abandoned:
+            if abandoned:
+                path.unlink(missing_ok=True)
+                continue
         keys, blobs = (frozenset(Digest(text) for text in value[name]) for name in ("keys", "blobs"))
         found.append(Hold(keys, blobs, float(value["since"])))
     return tuple(found)
