@@ -15,7 +15,7 @@ from dataclasses import replace
 from benchmarks import bench, byhand, report
 from benchmarks.build import choose
 from uklimg.errors import UserError
-from uklimg.graph import Graph
+from uklimg.graph import Container, Graph, Step
 
 MODULE = "benchmarks.parallel"
 
@@ -58,13 +58,19 @@ def measure(found: bench.Bench, args: argparse.Namespace) -> report.Report:
 
 
 def anew(graph: Graph, kept: set[str]) -> Graph:
-    """The same steps under other keys; of ``kept`` ones the keys stay, which must not need others."""
+    """The same steps under other keys, without what earlier runs left; of ``kept`` ones the keys stay, which must not
+    need others."""
     stamp = time.time_ns()
     for name in kept:
         if not kept.issuperset(graph.step(name).needs()):
             raise UserError(f"{name} needs {', '.join(graph.step(name).needs())}", hint="--keep them, too")
-    steps = [step if step.id in kept else replace(step, recipe_version=stamp) for step in graph.steps]
+    steps = [step if step.id in kept else replace(from_nothing(step), recipe_version=stamp) for step in graph.steps]
     return Graph.of(steps, graph.target)
+
+
+def from_nothing(step: Step) -> Step:
+    """Without the folders that runs share: trees of kernels, caches of RUN --mount."""
+    return replace(step, action=replace(step.action, mounts=())) if isinstance(step.action, Container) else step
 
 
 def by_hand(found: bench.Bench, graph: Graph, names: list[str]) -> float:
