@@ -13,7 +13,7 @@ A source (kernel, libc, library)::
 
     [series]                       # a kernel's only
     libc = "debian"                # the libc that follows
-    ukl = ["BYP"]                  # UKL options that the patches know
+    ukl = { BYP = "image", NSS = "kernel" }   # options that the patches know: UklHow
 
     [library]                      # a static library's only, all keys but the first two optional
     build = "configure"            # configure, cmake, make, or script for build.sh in the folder
@@ -42,7 +42,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
@@ -54,6 +54,7 @@ from uklimg.patchset import PatchSet
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+~_-]*")
 _URL = re.compile(r"(debian:|https://)[^\s]+")
 _ARCHIVE = re.compile(r"lib[A-Za-z0-9.+_-]+\.a")
+_UKL = re.compile(r"[A-Z][A-Z_]*")
 _LIBRARY = re.compile(r"[a-z0-9][a-z0-9.+_-]*")
 
 
@@ -64,6 +65,14 @@ class BuildSystem(Enum):
     CMAKE = "cmake"
     MAKE = "make"
     SCRIPT = "script"
+
+
+class UklHow(Enum):
+    """How an image gets a UKL option."""
+
+    BASE = "base"  # every kernel with an application does it
+    IMAGE = "image"  # every kernel can do it; the linked application asks for it
+    KERNEL = "kernel"  # by the kernel's configuration, CONFIG_UKL_<name>
 
 
 @dataclass(frozen=True)
@@ -91,7 +100,7 @@ class SourceDefinition:
     urls: tuple[str, ...]
     signature: str
     libc: str = ""
-    ukl: tuple[str, ...] = ()
+    ukl: Mapping[str, UklHow] = field(default_factory=dict)
     library: LibraryBuild | None = None
 
 
@@ -164,15 +173,26 @@ def parse_source(text: str, file: str) -> SourceDefinition:
     except ValueError as error:
         raise source.error(f"sha256: {error}") from error
     libc = ""
-    ukl: tuple[str, ...] = ()
+    ukl: dict[str, UklHow] = {}
     if "series" in document:
         series = _Section(document, "series", file)
-        libc, ukl = series.text("libc"), series.texts("ukl")
+        libc, ukl = series.text("libc"), _ukl(series)
         series.done()
     library = _library(_Section(document, "library", file)) if "library" in document else None
     _no_more(document, file)
     locked = LockedFile(file_name, digest, size, urls[0])
     return SourceDefinition(name, version, locked, urls, signature, libc, ukl, library)
+
+
+def _ukl(series: _Section) -> dict[str, UklHow]:
+    known = {how.value: how for how in UklHow}
+    found = series.table("ukl")
+    for name, how in found.items():
+        if not _UKL.fullmatch(name):
+            raise series.error(f"ukl: {name!r} is not the name of an option")
+        if how not in known:
+            raise series.error(f"ukl: {name}: {how!r} is not one of {', '.join(known)}")
+    return {name: known[how] for name, how in found.items()}
 
 
 def _library(section: _Section) -> LibraryBuild:
@@ -263,6 +283,12 @@ class _Section:
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
             raise self.error(f"{key}: wants a list of strings")
         return tuple(value)
+
+    def table(self, key: str) -> dict[str, str]:
+        value = self._table.pop(key, None)
+        if not isinstance(value, dict) or not all(isinstance(item, str) for item in value.values()):
+            raise self.error(f"{key}: wants a table of strings")
+        return value
 
     def done(self) -> None:
         if self._table:

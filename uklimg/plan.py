@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
+from uklimg.definitions import UklHow
 from uklimg.errors import Location, UserError, UserErrors
 from uklimg.graph import ContextTree, Graph, Input, Output, Step
 from uklimg.guest.config import guest_config
@@ -397,12 +398,16 @@ class _Planner:
             patches=chosen(found.patches) if found.patches else None,
         )
 
+    def _ukl_options(self, image: ImageStage, how: UklHow) -> tuple[str, ...]:
+        known = self._resolved.kernel.folder.definition.ukl
+        return tuple(name for name in image.ukl_options if known[name] is how)
+
     def _kernel_config(self, image: ImageStage) -> KernelConfig:
         asked = image.kconfig_files
         files = self._select(asked, (), image.location) if asked else None
         return KernelConfig(
             extras=self._options.kernel_configs,
-            ukl=image.ukl_options,
+            ukl=self._ukl_options(image, UklHow.KERNEL),
             tree=files.tree if files else None,
             files=files.sources if files else (),
             options=tuple((option.name, option.value) for option in image.kconfig),

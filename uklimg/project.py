@@ -53,7 +53,7 @@ def open_project(uklfile: Path, context: Path, build_args: Mapping[str, str], da
     """Read everything. ``shown`` is the Uklfile's name in messages. UserErrors for whatever is wrong with it."""
     opened = open_context(context, uklfile)
     text = read_text(uklfile)
-    series = {name: SeriesInfo(name, data.kernel(name).definition.ukl) for name in data.kernels()}
+    series = {name: SeriesInfo(name, tuple(data.kernel(name).definition.ukl)) for name in data.kernels()}
     spec = read_spec(
         text, shown or str(uklfile), build_args=build_args, base_images=data.base_images(), series=series
     )

@@ -78,7 +78,7 @@ class World:
         def select(sources: Sequence[str], exclude: Sequence[str], place: Location) -> Selected:
             return selected(opened.select(sources, exclude=exclude, location=place), sources)
 
-        series = {"6.12": SeriesInfo("6.12", ("BYP",))}
+        series = {"6.12": SeriesInfo("6.12", ("NSS",))}
         spec = build_spec(parse(text, "Uklfile"), build_args={}, base_images=["debian-trixie"], series=series)
         kernels = replace(SERIES, configs={"base": b"CONFIG_A=y\n"})
         return plan(resolve(spec, Lock(), Folders(series=kernels), Archive()), select, assets, options).graph
@@ -201,7 +201,7 @@ CASES: Mapping[str, Callable[[World], Looked]] = {
     "kconfig": edit("EXT4_FS=y", "EXT4_FS=m"),
     "command": edit('"80"', '"80", "-v"'),
     "no-kconfig": edit("KCONFIG EXT4_FS=y\n", ""),
-    "option": edit("KCONFIG", "UKL BYP\nKCONFIG"),
+    "option": edit("KCONFIG", "UKL NSS\nKCONFIG"),
     "files": files,
     "unlisted": unlisted,
     "two-causes": two_causes,

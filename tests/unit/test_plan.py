@@ -8,9 +8,10 @@ from dataclasses import replace
 import pytest
 from test_resolve import KERNEL, Archive, Folders
 
+from uklimg.definitions import UklHow
 from uklimg.digest import Digest
 from uklimg.errors import Location, UserError, UserErrors
-from uklimg.graph import Blob, Container, ContextTree, Host, Output, Step
+from uklimg.graph import Blob, Container, ContextTree, Host, Inline, Output, Step
 from uklimg.lock import Lock
 from uklimg.plan import Assets, Options, Plan, Selected, plan
 from uklimg.recipes import toolchain
@@ -60,7 +61,12 @@ ASSETS = Assets(
     {name: name.encode() for name in SCRIPTS},
     {name: name.encode() for name in SCRIPTS},
 )
-SERIES = replace(KERNEL, configs={"base": b"CONFIG_A=y\n", "debug": b"CONFIG_D=y\n"})
+UKL = {"PF_SS": UklHow.BASE, "BYP": UklHow.IMAGE, "NSS": UklHow.KERNEL}
+SERIES = replace(
+    KERNEL,
+    configs={"base": b"CONFIG_A=y\n", "debug": b"CONFIG_D=y\n"},
+    definition=replace(KERNEL.definition, ukl=UKL),
+)
 
 
 def select(sources: Sequence[str], exclude: Sequence[str], place: Location) -> Selected:
@@ -73,7 +79,7 @@ def select(sources: Sequence[str], exclude: Sequence[str], place: Location) -> S
 
 
 def planned(text: str = UKLFILE, options: Options | None = None, assets: Assets = ASSETS) -> Plan:
-    series = {"6.12": SeriesInfo("6.12", ("BYP",))}
+    series = {"6.12": SeriesInfo("6.12", tuple(UKL))}
     spec = build_spec(parse(text, "Uklfile"), build_args={}, base_images=["debian-trixie"], series=series)
     return plan(resolve(spec, Lock(), Folders(series=SERIES), Archive()), select, assets, options)
 
@@ -343,9 +349,22 @@ def test_a_kernel_from_the_context_or_from_elsewhere() -> None:
     assert isinstance(blob, Blob) and blob.urls == (url,) and fetched.run.kernel_version == "6.12.110"
 
 
+def test_ukl_options_that_need_another_kernel() -> None:
+    kits = {}
+    for words in ("PF_SS", "NSS", "NSS PF_SS"):
+        found = planned(UKLFILE.replace("LINK", f"UKL {words}\nLINK"))
+        config = found.graph.step("kernel-kit").inputs["/in/config"]
+        assert isinstance(config, Inline)
+        kits[words] = config.files
+        assert found.run.ukl_options == tuple(sorted(words.split(), key=list(UKL).index))
+    assert [file.path for file in kits["PF_SS"]] == ["10-base.config"]
+    assert kits["NSS"][-1].path == "80-ukl.config" and kits["NSS"][-1].content == b"CONFIG_UKL_NSS=y\n"
+    assert kits["NSS PF_SS"] == kits["NSS"]
+
+
 def test_proxies_are_in_no_key() -> None:
     text = UKLFILE.replace("RUN make", "RUN --network=default make")
-    series = {"6.12": SeriesInfo("6.12", ("BYP",))}
+    series = {"6.12": SeriesInfo("6.12", tuple(UKL))}
     made = []
     for arguments in ({}, {"https_proxy": "http://secret@proxy"}):
         spec = build_spec(parse(text, "Uklfile"), build_args=arguments, base_images=["debian-trixie"], series=series)

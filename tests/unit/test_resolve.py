@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
-from uklimg.definitions import BaseDefinition, SourceDefinition, SourceFolder, parse_base, parse_source
+from uklimg.definitions import BaseDefinition, SourceDefinition, SourceFolder, UklHow, parse_base, parse_source
 from uklimg.digest import Digest
 from uklimg.errors import InternalError, UserError, UserErrors
 from uklimg.lock import (
@@ -331,7 +331,7 @@ def test_definition_files_are_read_strictly() -> None:
     )
     text = good % Digest.of(b"").hex
     assert parse_source(text, "s").file.origin == "debian:p/l.tar"
-    assert parse_source(text + '[series]\nlibc="debian"\nukl=["BYP"]\n', "s").ukl == ("BYP",)
+    assert parse_source(text + '[series]\nlibc="debian"\nukl={BYP="image"}\n', "s").ukl == {"BYP": UklHow.IMAGE}
     for old, new in (
         ("size=1", "size=0"),
         ("size=1", "size=1\nmore=1"),

@@ -11,6 +11,11 @@ from uklimg.oci.model import ImageConfig, Index, Manifest
 
 _KASLR = "vmlinux has no KASLR: PVH starts it where it was linked; bzImage has (run --boot bzimage)"
 
+# UKL options that take away a protection.
+_WEAKENS = {
+    "NSS": "UKL NSS: SMAP is off, so that it stops no kernel code that follows a pointer into user memory",
+    "NSS_PS": "UKL NSS_PS: SMAP is off, so that it stops no kernel code that follows a pointer into user memory",
+}
 _NOT_REPRODUCIBLE = "not reproducible: a step of its build used RUN --mount=type=cache"
 
 
@@ -102,6 +107,7 @@ def describe(index: Index, manifests: Sequence[Manifest], config: ImageConfig, d
         created=config.created,
         notes=(
             *((_KASLR,) if VMLINUX in layers or BZIMAGE in layers else ()),
+            *(_WEAKENS[option] for option in run.ukl_options if option in _WEAKENS),
             *(() if run.reproducible else (_NOT_REPRODUCIBLE,)),
         ),
     )
