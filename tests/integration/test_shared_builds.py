@@ -104,9 +104,10 @@ def test_an_empty_machine_builds_from_a_shared_cache_without_running_anything(
     first = build(project, *(word for cache in caches for word in ("--cache-to", cache)))
     assert first.status == 0
     assert json.loads(first.out)["ran"]
-    plan = ("build", "--plan", "--locked", "--cache-from", caches[1], "--format", "json")
-    planned = project.uklimg(*plan, UKLIMG_STORE=f"{tmp_path}/planned")
-    assert [step["state"] for step in json.loads(planned.out)] == ["hit"] * len(json.loads(planned.out))
+    for verb in (("build", "--plan"), ("plan",)):
+        plan = (*verb, "--locked", "--cache-from", caches[1], "--format", "json")
+        planned = project.uklimg(*plan, UKLIMG_STORE=f"{tmp_path}/planned")
+        assert [step["state"] for step in json.loads(planned.out)] == ["hit"] * len(json.loads(planned.out))
     for number, cache in enumerate(caches):
         elsewhere = Elsewhere(tmp_path / f"elsewhere-{number}")
         check_nothing_ran(elsewhere.build(project, "--cache-from", cache), first, elsewhere)

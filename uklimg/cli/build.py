@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import os
 
 from uklimg import blueprints, oci
 from uklimg.cli import caching, options, prune
 from uklimg.cli.host import Host
 from uklimg.cli.secrets import read_secrets
 from uklimg.console import Console, console
-from uklimg.errors import InternalError, UserError
+from uklimg.errors import UserError
 from uklimg.events import Note
 from uklimg.ref import Reference
 from uklimg.storelimit import configured_limit
@@ -23,9 +22,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     options.add_build(parser)
     parser.add_argument("-t", "--tag", metavar="REF", action="append", default=[], help="a name for the image")
     parser.add_argument("--plan", action="store_true", help="say what would run, and run nothing")
-    parser.add_argument(
-        "--jobs", type=int, metavar="N", default=0, help="processors that steps may use, and steps at once (all)"
-    )
+    options.add_jobs(parser)
     parser.add_argument(
         "--blueprint",
         choices=blueprints.MODES,
@@ -45,8 +42,7 @@ def run(args: argparse.Namespace, host: Host) -> int:
             raise UserError(f"-t {name}: a digest is no name", hint="NAME:TAG")
     if args.target and names:
         raise UserError(f"--target={args.target} makes no image that could be named", hint="leave out -t")
-    if args.jobs:
-        _limit_processors(args.jobs)
+    options.limit_processors(args)
     if args.plan:
         from uklimg.cli import plan
 
@@ -64,7 +60,7 @@ def _build(
     args: argparse.Namespace, host: Host, names: list[Reference], sink: Console
 ) -> tuple[oci.Descriptor, list[str], tuple[str, ...]]:
     """The image (or the stage's root file system), the names it got, and the steps that ran."""
-    caches = caching.locations(args)
+    caching.locations(args)  # what is none is told before anything else
     limit = configured_limit(host.settings.config)
     project = options.project_of(args, host)
     store = host.store(sink)
@@ -75,7 +71,7 @@ def _build(
         for place, text in made.warnings:
             sink(Note(f"{place}: {text}", warning=True))
         session.declare(made.graph.keys.values(), made.graph.blobs())
-        with caching.sharing(host, store, caches, made.graph.keys.values(), sink) as importer:
+        with caching.sharing(host, store, args, made.graph.keys.values(), sink) as importer:
             lookup = importer.lookup if importer else None
             executor = host.executor(
                 store,
@@ -106,13 +102,3 @@ def _build(
     if built.ran:
         prune.keep_within(limit, host, store, sink)
     return root, tags, built.ran
-
-
-def _limit_processors(count: int) -> None:
-    """Steps inherit our processors, and `nproc` in them counts those; keys do not know of it."""
-    if count < 1:
-        raise UserError("--jobs wants a number greater than 0")
-    there = sorted(os.sched_getaffinity(0))
-    if not there:
-        raise InternalError("no processor to run on")
-    os.sched_setaffinity(0, there[:count])

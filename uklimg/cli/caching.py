@@ -26,11 +26,15 @@ _WHERE = "HOST/NAME in a registry, or dir:PATH"
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        FROM, metavar="CACHE", action="append", default=[], help=f"look for results there, too: {_WHERE}"
-    )
+    add_from(parser)
     parser.add_argument(
         TO, metavar="CACHE", action="append", default=[], help="afterwards send there what it lacks of the results"
+    )
+
+
+def add_from(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        FROM, metavar="CACHE", action="append", default=[], help=f"look for results there, too: {_WHERE}"
     )
 
 
@@ -38,7 +42,7 @@ def locations(args: argparse.Namespace) -> tuple[tuple[CacheLocation, ...], tupl
     """Caches to read and caches to write. UserError for what is none, and for a registry with --offline."""
     found = (
         tuple(parse_location(text, FROM) for text in args.cache_from),
-        tuple(parse_location(text, TO) for text in args.cache_to),
+        tuple(parse_location(text, TO) for text in getattr(args, "cache_to", ())),
     )
     for option, places in zip((FROM, TO), found, strict=True):
         for place in places:
@@ -51,7 +55,7 @@ def locations(args: argparse.Namespace) -> tuple[tuple[CacheLocation, ...], tupl
 def sharing(
     host: Host,
     store: Store,
-    caches: tuple[Sequence[CacheLocation], Sequence[CacheLocation]],
+    args: argparse.Namespace,
     keys: Iterable[Digest],
     sink: Sink,
 ) -> Iterator[Importer | None]:
@@ -60,22 +64,26 @@ def sharing(
     Afterwards results are exported, also those of a build that failed later; not after an interruption. A cache that
     cannot be written is an error, unless its ignore-error is set or the build has one itself: then it is a warning.
     """
-    readable, writable = caches
-    importer = Importer(store, [_cache(host, place) for place in readable], sink) if readable else None
+    writable = locations(args)[1]
+    found = importer(args, host, store, sink)
     try:
-        yield importer
+        yield found
     except UklimgError:
-        _export(host, store, writable, keys, importer, sink, strict=False)
+        _export(host, store, writable, keys, found, sink, strict=False)
         raise
-    _export(host, store, writable, keys, importer, sink, strict=True)
+    _export(host, store, writable, keys, found, sink, strict=True)
 
 
 def finder(args: argparse.Namespace, host: Host, store: Store, sink: Sink) -> Callable[[Digest], bool]:
     """Whether a key has a result, here or in a cache to read: for planning; nothing is fetched."""
-    if not getattr(args, "cache_from", None):
-        return lambda key: store.lookup(key, verify=False) is not None
-    importer = Importer(store, [_cache(host, place) for place in locations(args)[0]], sink)
-    return lambda key: importer.lookup(key, verify=False) is not None
+    lookup = (importer(args, host, store, sink) or store).lookup
+    return lambda key: lookup(key, verify=False) is not None
+
+
+def importer(args: argparse.Namespace, host: Host, store: Store, sink: Sink) -> Importer | None:
+    """What to look results up with; None without a cache to read."""
+    readable = locations(args)[0]
+    return Importer(store, [_cache(host, place) for place in readable], sink) if readable else None
 
 
 def _cache(host: Host, place: CacheLocation) -> Cache:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from pathlib import Path
 
 from uklimg import oci
@@ -11,7 +12,7 @@ from uklimg.cli.host import Host
 from uklimg.cli.secrets import parse_secrets
 from uklimg.console import PROGRESS
 from uklimg.digest import JSON, Digest
-from uklimg.errors import ExitCode, ToolError, UserError
+from uklimg.errors import ExitCode, InternalError, ToolError, UserError
 from uklimg.events import Note, Sink
 from uklimg.plan import Options, Plan
 from uklimg.project import (
@@ -74,6 +75,24 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--engine", choices=ENGINES, default="", help="what runs the steps (buildah if installed, else docker)"
     )
+
+
+def add_jobs(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--jobs", type=int, metavar="N", default=0, help="processors that steps may use, and steps at once (all)"
+    )
+
+
+def limit_processors(args: argparse.Namespace) -> None:
+    """What --jobs says: steps inherit our processors, and `nproc` in them counts those; keys do not know of it."""
+    if not args.jobs:
+        return
+    if args.jobs < 1:
+        raise UserError("--jobs wants a number greater than 0")
+    there = sorted(os.sched_getaffinity(0))
+    if not there:
+        raise InternalError("no processor to run on")
+    os.sched_setaffinity(0, there[: args.jobs])
 
 
 def add_progress(parser: argparse.ArgumentParser) -> None:

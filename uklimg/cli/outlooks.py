@@ -44,6 +44,7 @@ class Looked:
 
 def add(parser: argparse.ArgumentParser) -> None:
     options.add_build(parser)
+    caching.add_from(parser)
     options.add_progress(parser)
     options.add_format(parser)
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from uklimg import oci, trial
-from uklimg.cli import options
+from uklimg.cli import caching, options
 from uklimg.cli import run as booting
 from uklimg.cli.host import Host
 from uklimg.cli.secrets import read_secrets
@@ -17,7 +17,6 @@ from uklimg.engine.base import Rootfs
 from uklimg.errors import ExitCode, UserError
 from uklimg.events import Note
 from uklimg.project import Project
-from uklimg.room import memory_available, processors, steps_at_once
 from uklimg.runner.accel import host_tsc_khz
 from uklimg.runner.launch import launch
 from uklimg.runner.machine import MachineType, PortForward
@@ -37,6 +36,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--timeout", type=int, metavar="SECONDS", default=trial.TIMEOUT, help=f"for each test ({trial.TIMEOUT})"
     )
+    options.add_jobs(parser)
+    caching.add_from(parser)
     booting.add_machine(parser)
     options.add_engine(parser)
     options.add_progress(parser)
@@ -46,6 +47,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, host: Host) -> int:
     if args.timeout < 1:
         raise UserError("--timeout wants a number greater than 0")
+    options.limit_processors(args)
     if args.target:
         raise UserError("an image is tested, not a build stage", hint="leave out --target")
     project = options.project_of(args, host)
@@ -85,13 +87,14 @@ def _build_and_test(
         store = host.store(sink)
         with store.session():
             found = options.resolved(args, project, host, store, sink, write=not args.locked)
+            importer = caching.importer(args, host, store, sink)
             executor = host.executor(
                 store,
                 sink,
                 offline=args.offline,
                 vendor=args.vendor,
                 secrets=secrets,
-                at_once=steps_at_once(processors(), memory_available()),
+                lookup=importer.lookup if importer else None,
             )
 
             def built(target: str) -> StepResult:
