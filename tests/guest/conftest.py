@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -41,7 +42,8 @@ def context(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def suite_image(context: Path) -> BuildImage:
-    """Build (once) the suite with a kernel configuration, ``base`` or ``debug``."""
+    """Build (once) the suite with a kernel configuration, as in ``base`` or ``debug+kasan``; with UKL options as in
+    ``base:BYP,RET``."""
     done: dict[str, Image] = {}
 
     def build(config: str) -> Image:
@@ -56,13 +58,16 @@ def _build(context: Path, config: str) -> Image:
     return _built(
         context,
         context / "suite/Uklfile",
-        f"uklimg-test/guest-suite:{config.replace('+', '-')}",
+        f"uklimg-test/guest-suite:{re.sub(r'[^a-zA-Z0-9_]', '-', config)}",
         *_config_options(config),
     )
 
 
 def _config_options(config: str) -> list[str]:
-    return [word for name in config.split("+") if name != "base" for word in ("--kernel-config", name)]
+    """The options of a build that make the suite with ``config``."""
+    kernel, _, options = config.partition(":")
+    argv = [word for name in kernel.split("+") if name != "base" for word in ("--kernel-config", name)]
+    return [*argv, "--build-arg", f"UKL={options.replace(',', ' ')}"] if options else argv
 
 
 @pytest.fixture(scope="session")
