@@ -26,6 +26,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         return
     boot = any(item.get_closest_marker("boot") for item in session.items)
     guest = any(item.get_closest_marker("guest") for item in session.items)
+    twin = any(item.get_closest_marker("twin") for item in session.items)
     if boot or guest:
         vmlinux = _example(session, "base")
         # The first `uklimg run` on a machine with KVM says that it tries it; tests look for what the program writes.
@@ -33,20 +34,21 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         find_accel(Qemu(), vmlinux, state=state, env=proc.host_env(os.environ))
     if guest:
         _example(session, "debug")
+    if twin:
+        _example(session, "base", "--target=linux")
 
 
-def _example(session: pytest.Session, config: str) -> Path:
+def _example(session: pytest.Session, config: str, *options: str) -> Path:
     """Build Uklfile.example with a configuration of the kernel, as a user would; its vmlinux.
 
     In a folder of its own, because a Uklfile.lock beside the file may be about an earlier state of the patches.
     """
-    tag = f"uklimg-test/example:{config}"
+    tag = f"uklimg-test/example:{config}{'-linux' if options else ''}"
     with tempfile.TemporaryDirectory(prefix="uklimg-test-") as folder:
         shutil.copy(ROOT / "Uklfile.example", folder)
         shutil.copy(ROOT / "scripts/example.lock", f"{folder}/Uklfile.lock")
         argv = [sys.executable, "-m", "uklimg", "build", "-f", f"{folder}/Uklfile.example", "-t", tag, folder]
-        if config != "base":
-            argv[4:4] = ["--kernel-config", config]
+        argv[4:4] = [*options, *(("--kernel-config", config) if config != "base" else ())]
         print(f"\nbuilding {tag} (the first time this takes long)", flush=True)
         done = proc.run(argv, env=dict(os.environ), cwd=ROOT, check=False)
     if done.status != 0:

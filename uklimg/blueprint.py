@@ -26,6 +26,8 @@ IDENTITY = "org.uklimg.blueprint.identity"
 TITLE = "org.opencontainers.image.title"
 
 VERSION = 1
+# Of the plain-Linux twin's: a uklimg that does not know of twins refuses it.
+TWIN_VERSION = 2
 MAX_CONFIG = 8 << 20
 MAX_STEPS = 10_000
 
@@ -73,7 +75,8 @@ class StepRecord:
 class Blueprint:
     """``uklimg`` is the version that built the image; ``steps`` in the order in which they can be made, the last one
     being the image. ``build_args`` and ``kernel_configs`` as given to `build`. Without ``has_context`` the files of
-    the build context were left out; with ``ignore_caches`` RUN's cache mounts were empty folders."""
+    the build context were left out; with ``ignore_caches`` RUN's cache mounts were empty folders. ``twin``: the image
+    is the plain-Linux twin."""
 
     uklimg: str
     steps: tuple[StepRecord, ...]
@@ -81,11 +84,12 @@ class Blueprint:
     kernel_configs: tuple[str, ...] = ()
     has_context: bool = True
     ignore_caches: bool = False
+    twin: bool = False
 
     def encode(self) -> bytes:
         return canonical_json(
             {
-                "version": VERSION,
+                "version": TWIN_VERSION if self.twin else VERSION,
                 "uklimg": self.uklimg,
                 "buildArgs": dict(self.build_args),
                 "kernelConfigs": list(self.kernel_configs),
@@ -99,9 +103,10 @@ class Blueprint:
 def parse_blueprint(data: bytes) -> Blueprint:
     """The inverse of ``encode``; CorruptError for what it cannot have written."""
     top = parse_json(data, "the blueprint", MAX_CONFIG)
-    if top.get("version") != VERSION:
+    if top.get("version") not in (VERSION, TWIN_VERSION):
+        known = f"{VERSION} and {TWIN_VERSION}"
         raise CorruptError(
-            f"the image's blueprint has version {str(top.get('version'))[:20]}, this uklimg reads {VERSION}"
+            f"the image's blueprint has version {str(top.get('version'))[:20]}, this uklimg reads {known}"
         )
     try:
         steps = _list(top["steps"], _step)
@@ -117,6 +122,7 @@ def parse_blueprint(data: bytes) -> Blueprint:
             kernel_configs=_list(top["kernelConfigs"], _text),
             has_context=bool(top["context"]),
             ignore_caches=bool(top["cachesIgnored"]),
+            twin=top["version"] == TWIN_VERSION,
         )
     except (KeyError, TypeError, ValueError) as error:
         raise CorruptError(f"the image's blueprint is damaged: {str(error)[:100]}") from None

@@ -101,6 +101,7 @@ def attach(
     *,
     kernel_configs: tuple[str, ...] = (),
     ignore_caches: bool = False,
+    twin: bool = False,
     mode: str = FULL,
     anew: bool = False,
     lookup: Lookup | None = None,
@@ -140,6 +141,7 @@ def attach(
         kernel_configs=kernel_configs,
         has_context=mode == FULL,
         ignore_caches=ignore_caches and _has_mounts(made.graph),
+        twin=twin,
     )
     config = store.put_bytes(blueprint.encode(), CONFIG)
     artifact = store.put_bytes(manifest(config, files, image).encode(), oci.MANIFEST)

@@ -3,6 +3,8 @@
 base image → compiler wrapper → build stages → app ┐
 base image → kernel kit ──────────────────────→ app → bzImage ┐
 base image → PID 1 → initramfs ───────────────────────────────┴→ image
+
+The plain-Linux twin has the same build stages; its program goes into the initramfs, and its kernel is not linked.
 """
 
 from __future__ import annotations
@@ -16,8 +18,8 @@ from uklimg.definitions import UklHow
 from uklimg.errors import Location, UserError, UserErrors
 from uklimg.graph import ContextTree, Graph, Input, Output, Step
 from uklimg.guest.config import guest_config
-from uklimg.oci import RunConfig
-from uklimg.recipes import base_image, bzimage, registry_image, runmounts, stage, toolchain
+from uklimg.oci import TARGET_LINUX, TARGET_UKL, RunConfig
+from uklimg.recipes import base_image, bzimage, program, registry_image, runmounts, stage, toolchain
 from uklimg.recipes import image as image_recipe
 from uklimg.recipes import init as init_recipe
 from uklimg.recipes.app import app_step
@@ -72,12 +74,14 @@ class Assets:
 @dataclass(frozen=True)
 class Options:
     """``target``: the build stage to stop at, "" for the image. ``kernel_configs``: further fragments of the kernel
-    series, by name. ``secrets``: the ids of --secret. ``ignore_caches``: RUN's cache mounts are empty folders."""
+    series, by name. ``secrets``: the ids of --secret. ``ignore_caches``: RUN's cache mounts are empty folders.
+    ``twin``: the image is the plain-Linux twin: the program as an ordinary process, the kernel without UKL."""
 
     target: str = ""
     kernel_configs: tuple[str, ...] = ()
     secrets: frozenset[str] = frozenset()
     ignore_caches: bool = False
+    twin: bool = False
 
 
 @dataclass(frozen=True)
@@ -96,8 +100,8 @@ def plan(resolved: ResolvedSpec, select: Select, assets: Assets, options: Option
     return _Planner(resolved, select, assets, options or Options()).run()
 
 
-def run_config(resolved: ResolvedSpec) -> RunConfig:
-    """What the image says to runners."""
+def run_config(resolved: ResolvedSpec, *, twin: bool = False) -> RunConfig:
+    """What the image, or its plain-Linux twin, says to runners."""
     image = resolved.spec.image
     return RunConfig(
         program=image.link.name,
@@ -111,9 +115,10 @@ def run_config(resolved: ResolvedSpec) -> RunConfig:
         memory=image.memory,
         cpus=image.cpus,
         cmdline=" ".join(_parameter(word) for word in image.cmdline),
-        ukl_options=image.ukl_options,
+        ukl_options=() if twin else image.ukl_options,
         kernel_version=resolved.kernel_version,
         libc_version=resolved.libc_version,
+        target=TARGET_LINUX if twin else TARGET_UKL,
         labels=dict(image.labels),
     )
 
@@ -148,7 +153,7 @@ class _Planner:
             self._bases[name] = self._add(wrapper)
         for build in self._spec.stages:
             self._stage(build)
-        self._run = run_config(self._resolved)
+        self._run = run_config(self._resolved, twin=self._options.twin)
         target = self._target() or self._image(self._run)
         if self._errors:
             raise UserErrors(self._errors)
@@ -328,7 +333,7 @@ class _Planner:
     # --- the image
 
     def _image(self, run: RunConfig) -> str:
-        image = self._spec.image
+        image, twin = self._spec.image, self._options.twin
         base = base_image.step_id(self._resolved.stage_bases[image.link.stage])
         kit = app = ""
         copies: list[CopyInput] = []
@@ -340,10 +345,11 @@ class _Planner:
                     self._kernel_config(image),
                     self._assets.link,
                     self._kernel_override(image),
+                    twin=twin,
                 ),
                 image.location,
             )
-            app = self._app(image, kit)
+            app = self._program(image) if twin else self._app(image, kit)
             copies = [self._copy(copy) for copy in image.copies]
         except UserErrors as errors:
             self._errors.extend(errors.errors)
@@ -352,7 +358,10 @@ class _Planner:
             error.location = error.location or image.location
             self._errors.append(error)
             return ""
-        packed = self._add(bzimage.bzimage_step(base=base, kit=kit, app=app, link=self._assets.link))
+        kernel = packed = kit  # the twin's is ready to boot: nothing is put into it
+        if not twin:
+            kernel = app
+            packed = self._add(bzimage.bzimage_step(base=base, kit=kit, app=app, link=self._assets.link))
         init = self._add(init_recipe.init_step(base, self._assets.init))
         userland = self._resolved.userland
         trees = [Output(self._add(userland_step(base, userland), image.location))] if userland else []
@@ -360,7 +369,7 @@ class _Planner:
         initramfs = self._add(
             initramfs_step(
                 init=init,
-                programs={image.link.name: None},
+                programs={image.link.name: program.executable(image.link.name) if twin else None},
                 config=guest_config(run),
                 copies=copies,
                 trees=trees,
@@ -368,7 +377,7 @@ class _Planner:
             )
         )
         self._run = replace(run, reproducible=not self._warnings(packed, initramfs))
-        return self._add(image_recipe.image_step(app=app, bzimage=packed, initramfs=initramfs, run=self._run))
+        return self._add(image_recipe.image_step(app=kernel, bzimage=packed, initramfs=initramfs, run=self._run))
 
     def _app(self, image: ImageStage, kit: str) -> str:
         link = image.link
@@ -379,6 +388,13 @@ class _Planner:
             kit=kit,
             link=self._assets.link,
             inside=self._assets.inside,
+        )
+        return self._add(step, link.location)
+
+    def _program(self, image: ImageStage) -> str:
+        link = image.link
+        step = program.program_step(
+            name=link.name, program=link.path, stage=self._tops[link.stage], inside=self._assets.inside
         )
         return self._add(step, link.location)
 
@@ -405,12 +421,18 @@ class _Planner:
     def _kernel_config(self, image: ImageStage) -> KernelConfig:
         asked = image.kconfig_files
         files = self._select(asked, (), image.location) if asked else None
+        twin = self._options.twin
         return KernelConfig(
             extras=self._options.kernel_configs,
-            ukl=self._ukl_options(image, UklHow.KERNEL),
+            ukl=() if twin else self._ukl_options(image, UklHow.KERNEL),
             tree=files.tree if files else None,
             files=files.sources if files else (),
-            options=tuple((option.name, option.value) for option in image.kconfig),
+            # The twin's kernel does not depend on what it would leave out.
+            options=tuple(
+                (option.name, option.value)
+                for option in image.kconfig
+                if not (twin and option.name.startswith("UKL"))
+            ),
         )
 
 

@@ -39,14 +39,16 @@ class Project:
     text: str = field(default="", repr=False)
     build_args: Mapping[str, str] = field(default_factory=dict, repr=False)
 
-    @property
-    def default_name(self) -> str:
-        """How the image is called when nobody says: its title, else the context's folder."""
+    def name_of(self, *, twin: bool = False) -> str:
+        """How the image is called when nobody says: its title, else the context's folder. The plain-Linux twin has
+        "-linux" behind that."""
         for text in (dict(self.spec.image.labels).get(TITLE, ""), self.context.root.name):
             name = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
             if name:
-                return str(Reference.parse(name))
-        return str(Reference.parse("image"))
+                break
+        else:
+            name = "image"
+        return str(Reference.parse(f"{name}-linux" if twin else name))
 
 
 def open_project(uklfile: Path, context: Path, build_args: Mapping[str, str], data: Data, shown: str = "") -> Project:

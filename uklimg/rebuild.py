@@ -66,6 +66,7 @@ def plan_again(
             kernel_configs=blueprint.kernel_configs,
             secrets=frozenset(secrets),
             ignore_caches=blueprint.ignore_caches,
+            twin=blueprint.twin,
         )
         return plan_project(project, resolved, options)
     except UserErrors as errors:

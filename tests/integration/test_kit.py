@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from uklimg.link import kit
+from uklimg.link import kit, twin
 
 pytestmark = pytest.mark.integration
 
@@ -114,3 +114,16 @@ def test_objects_of_other_tools_or_of_a_killed_build_are_of_no_use(build: Path) 
     (kit.OBJECTS / "half.o").write_text("ob")
     kit.take_objects(tree)
     assert not (kit.OBJECTS / "half.o").exists()
+
+
+def test_the_twins_fragments_say_nothing_of_ukl_but_that_it_is_off(tmp_path: Path) -> None:
+    ours, theirs = tmp_path / "10-base.config", tmp_path / "more.config"
+    ours.write_text("CONFIG_A=y\nCONFIG_UKL=y\nCONFIG_UKL_TEXT_MIB=64\n# CONFIG_UKL_BYP is not set\n# a remark\n")
+    theirs.write_text("CONFIG_UKLELE=y\n# CONFIG_A is not set\n")
+    found = twin.without_ukl([ours, theirs], tmp_path)
+    assert [path.read_text() for path in found] == [
+        "CONFIG_A=y\n# a remark\n",
+        "CONFIG_UKLELE=y\n# CONFIG_A is not set\n",
+        "# CONFIG_UKL is not set\n",
+    ]
+    assert kit.wanted_config(found) == {"CONFIG_A": "n", "CONFIG_UKLELE": "y", "CONFIG_UKL": "n"}

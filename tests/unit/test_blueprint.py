@@ -63,10 +63,17 @@ def test_a_blueprint_comes_back_as_it_was() -> None:
     assert parse_blueprint(BLUEPRINT.encode()).encode() == BLUEPRINT.encode()
 
 
+def test_a_twins_blueprint_says_so_in_its_version() -> None:
+    """A uklimg that knows nothing of twins would build the unikernel."""
+    twin = replace(BLUEPRINT, twin=True)
+    assert parse_blueprint(twin.encode()) == twin
+    assert json.loads(twin.encode()) == {**json.loads(BLUEPRINT.encode()), "version": 2}
+
+
 @pytest.mark.parametrize(
     "change",
     [
-        {"version": 2},
+        {"version": 3},
         {"steps": []},
         {"steps": "a"},
         {"steps": [{"id": "a"}]},

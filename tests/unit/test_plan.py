@@ -43,6 +43,7 @@ LABEL org.opencontainers.image.title=redis
 SCRIPTS = (
     "kit.py",
     "override.py",
+    "twin.py",
     "link.py",
     "elf.py",
     "embed.py",
@@ -50,6 +51,7 @@ SCRIPTS = (
     "app.lds",
     "bzimage.py",
     "app.py",
+    "program.py",
     "copy.py",
     "source.py",
     "depends.py",
@@ -213,6 +215,32 @@ def test_a_target_stops_at_a_stage_and_drops_what_it_does_not_need() -> None:
         "toolchain:debian-trixie",
         *(f"stage:build:{n}" for n in range(1, 5)),
     }
+
+
+def test_the_plain_linux_twin_has_the_same_build_stages_and_another_kernel() -> None:
+    ukl, twin = planned(), planned(options=Options(twin=True))
+    assert changed(ukl, twin) == {
+        *("kernel-kit", "app:redis-server", "bzimage"),
+        *("program:redis-server", "initramfs", "image"),
+    }
+    graph = twin.graph
+    assert graph.step("kernel-kit").title == "kernel 6.12.107 without UKL"
+    assert graph.step("program:redis-server").needs() == ("stage:build:4",)
+    assert graph.step("initramfs").inputs["program:redis-server"] == Output("program:redis-server", "redis-server")
+    assert graph.step("image").inputs == {
+        "vmlinux": Output("kernel-kit", "vmlinux"),
+        "bzImage": Output("kernel-kit", "bzImage"),
+        "initramfs": Output("initramfs", "initramfs.cpio"),
+    }
+    assert replace(twin.run, target="ukl") == ukl.run and twin.run.target == "linux"
+
+
+def test_the_twin_has_no_option_of_ukl() -> None:
+    text = UKLFILE.replace("VOLUME", "UKL NSS\nKCONFIG UKL_TEXT_MIB=64\nVOLUME")
+    assert changed(planned(), planned(text)) == {"kernel-kit", "app:redis-server", "bzimage", "image"}
+    assert changed(planned(options=Options(twin=True)), planned(text, Options(twin=True))) == set()
+    assert planned(text).run.ukl_options == ("NSS",)
+    assert planned(text, Options(twin=True)).run.ukl_options == ()
 
 
 def test_an_unknown_target() -> None:

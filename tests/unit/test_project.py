@@ -72,7 +72,7 @@ def test_a_link_to_a_file_of_another_name_is_noticed(folder: Path) -> None:
 def test_the_default_name(folder: Path, label: str, name: str) -> None:
     (folder / "Uklfile").write_text(UKLFILE + label)
     project = open_project(folder / "Uklfile", folder, {}, Data(find_data()))
-    assert project.default_name == name
+    assert project.name_of() == name
     assert project.lock == Lock()
     assert project.lock_path == folder / "Uklfile.lock"
 

@@ -40,7 +40,7 @@ def run(args: argparse.Namespace, host: Host) -> int:
     for name in names:
         if name.digest is not None:
             raise UserError(f"-t {name}: a digest is no name", hint="NAME:TAG")
-    if args.target and names:
+    if options.stage_of(args) and names:
         raise UserError(f"--target={args.target} makes no image that could be named", hint="leave out -t")
     options.limit_processors(args)
     if args.plan:
@@ -83,10 +83,11 @@ def _build(
             )
             built = executor.run(made.graph, made.places, again=args.no_cache)
             root = built.result.root
-            tags = [str(name) for name in names] or ([] if args.target else [project.default_name])
+            stage, twin = options.stage_of(args), options.is_twin(args)
+            tags = [str(name) for name in names] or ([] if stage else [project.name_of(twin=twin)])
             for tag in tags:
                 store.tag(tag, root)
-            if not args.target:
+            if not stage:
                 blueprints.attach(
                     store,
                     project,
@@ -95,6 +96,7 @@ def _build(
                     root,
                     kernel_configs=tuple(args.kernel_configs),
                     ignore_caches=args.locked,
+                    twin=twin,
                     mode=args.blueprint,
                     anew=bool(built.ran),
                     lookup=lookup,

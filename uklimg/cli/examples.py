@@ -12,6 +12,10 @@ EXAMPLES: Mapping[str, tuple[tuple[str, str], ...]] = {
         ("uklimg build -t redis:8 -f Uklfile.example .", "another file, and a name for the image"),
         ("uklimg build --locked --offline", "exactly what Uklfile.lock says, from what the store has"),
         ("uklimg build --target build --progress plain", "stop at the stage `build`, with all output"),
+        (
+            "uklimg build --target linux",
+            "the plain-Linux twin: same program and kernel, without UKL",
+        ),
         ("uklimg build --secret id=token,env=TOKEN", "for RUN --mount=type=secret,id=token"),
     ),
     "run": (

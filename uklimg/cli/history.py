@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from uklimg import blueprints
+from uklimg import blueprints, oci
 from uklimg.cli import options
 from uklimg.cli.host import Host
 from uklimg.console import console, duration, size
@@ -38,6 +38,7 @@ def run(args: argparse.Namespace, host: Host) -> int:
                 "uklimg": blueprint.uklimg,
                 "build_args": dict(blueprint.build_args),
                 "kernel_configs": list(blueprint.kernel_configs),
+                "target": oci.TARGET_LINUX if blueprint.twin else oci.TARGET_UKL,
                 "steps": [
                     {
                         "step": step.id,

@@ -38,6 +38,7 @@ def run(args: argparse.Namespace, host: Host) -> int:
 
 def _lines(name: str, summary: oci.Summary) -> list[tuple[str, str]]:
     run = summary.run
+    twin = run.target == oci.TARGET_LINUX
     return [
         ("Name", name),
         ("Digest", str(summary.digest)),
@@ -45,7 +46,8 @@ def _lines(name: str, summary: oci.Summary) -> list[tuple[str, str]]:
         ("Program", run.program),
         ("Kernel", run.kernel_version),
         ("Libc", run.libc_version),
-        ("UKL options", " ".join(run.ukl_options) or "none (base model)"),
+        ("Target", "plain Linux" if twin else ""),
+        ("UKL options", "" if twin else " ".join(run.ukl_options) or "none (base model)"),
         ("Command", shlex.join(run.argv)),
         ("Environment", " ".join(f"{key}={value}" for key, value in sorted(run.env.items()))),
         ("Folder", run.workdir),

@@ -54,7 +54,12 @@ def add_build(parser: argparse.ArgumentParser) -> None:
     )
     add_vendor(parser)
     parser.add_argument("--no-cache", action="store_true", help="run every step, whatever the store has")
-    parser.add_argument("--target", metavar="STAGE", default="", help="stop at this build stage")
+    parser.add_argument(
+        "--target",
+        metavar="ukl|linux|STAGE",
+        default="",
+        help="the image, its plain-Linux twin, or the build stage to stop at (ukl)",
+    )
     # For developers of kernel patches: a series' further configuration fragments, as in --kernel-config debug.
     parser.add_argument(
         "--kernel-config", metavar="NAME", action="append", default=[], help=argparse.SUPPRESS, dest="kernel_configs"
@@ -135,12 +140,18 @@ def resolved(
 
 
 def planned(args: argparse.Namespace, project: Project, found: ResolvedSpec) -> Plan:
-    if args.target in ("ukl", "linux") and args.target not in {stage.name for stage in project.spec.stages}:
-        if args.target == "linux":
-            raise UserError("this version of uklimg cannot build the plain Linux twin yet")
-        args.target = ""
     secrets = frozenset(secret.id for secret in parse_secrets(args.secret))
-    return plan_project(project, found, Options(args.target, tuple(args.kernel_configs), secrets, args.locked))
+    wanted = Options(stage_of(args), tuple(args.kernel_configs), secrets, args.locked, twin=is_twin(args))
+    return plan_project(project, found, wanted)
+
+
+def stage_of(args: argparse.Namespace) -> str:
+    """The build stage that --target names; "" for an image."""
+    return "" if args.target in (oci.TARGET_UKL, oci.TARGET_LINUX) else str(args.target)
+
+
+def is_twin(args: argparse.Namespace) -> bool:
+    return bool(args.target == oci.TARGET_LINUX)
 
 
 def find_image(text: str, store: Store) -> tuple[str, oci.Descriptor] | None:

@@ -48,7 +48,7 @@ def run(args: argparse.Namespace, host: Host) -> int:
     if args.timeout < 1:
         raise UserError("--timeout wants a number greater than 0")
     options.limit_processors(args)
-    if args.target:
+    if options.stage_of(args):
         raise UserError("an image is tested, not a build stage", hint="leave out --target")
     project = options.project_of(args, host)
     tests = _wanted(project, args.tests)
@@ -101,7 +101,7 @@ def _build_and_test(
                 made = options.planned(argparse.Namespace(**{**vars(args), "target": target}), project, found)
                 return executor.run(made.graph, made.places).result
 
-            root = built("").root
+            root = built(args.target).root
             containers = {}
             for name in sorted({test.stage or image.link.stage for test in tests}):
                 rootfs = Rootfs(*store.rootfs_layout(built(name)))

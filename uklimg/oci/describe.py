@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from uklimg.digest import JSON, Digest
-from uklimg.oci.image import BZIMAGE, FILES, ROLE, VMLINUX, RunConfig, run_config
+from uklimg.oci.image import BZIMAGE, FILES, ROLE, TARGET_LINUX, VMLINUX, RunConfig, run_config
 from uklimg.oci.model import ImageConfig, Index, Manifest
 
 _KASLR = "vmlinux has no KASLR: PVH starts it where it was linked; bzImage has (run --boot bzimage)"
@@ -16,6 +16,7 @@ _WEAKENS = {
     "NSS": "UKL NSS: SMAP is off, so that it stops no kernel code that follows a pointer into user memory",
     "NSS_PS": "UKL NSS_PS: SMAP is off, so that it stops no kernel code that follows a pointer into user memory",
 }
+_TWIN = "the plain-Linux twin: the program is an ordinary process, and the kernel has no UKL"
 _NOT_REPRODUCIBLE = "not reproducible: a step of its build used RUN --mount=type=cache"
 
 
@@ -106,6 +107,7 @@ def describe(index: Index, manifests: Sequence[Manifest], config: ImageConfig, d
         size=sum(every.values()),
         created=config.created,
         notes=(
+            *((_TWIN,) if run.target == TARGET_LINUX else ()),
             *((_KASLR,) if VMLINUX in layers or BZIMAGE in layers else ()),
             *(_WEAKENS[option] for option in run.ukl_options if option in _WEAKENS),
             *(() if run.reproducible else (_NOT_REPRODUCIBLE,)),

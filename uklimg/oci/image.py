@@ -54,6 +54,8 @@ PLATFORMS = (LINUX, QEMU, FIRECRACKER)
 KRAFTKIT_MARK = {"sh.kraftkit.version": "uklimg"}
 
 URUNC_FILE = "/urunc.json"  # urunc's annotations with base64 values: Docker and ctr lose annotations and labels
+TARGET_UKL, TARGET_LINUX = "ukl", "linux"
+"""What an image is: the unikernel, or its plain-Linux twin."""
 _URUNC = "com.urunc.unikernel."
 _LABEL = "org.uklimg."
 _RESERVED = (_LABEL, _URUNC)
@@ -61,6 +63,7 @@ _SPEC_ANNOTATIONS = "org.opencontainers.image."
 
 _ABSOLUTE = re.compile(r"/(?!.*(?:^|/)\.\.(?:/|$))[^\x00-\x1f]*")
 _SIGNAL = re.compile(r"SIG[A-Z0-9+-]{1,16}|[0-9]{1,3}")
+_TARGET = re.compile(f"{TARGET_UKL}|{TARGET_LINUX}")
 _PORT = re.compile(r"[0-9]{1,5}/(?:tcp|udp)")
 
 
@@ -89,7 +92,7 @@ class RunConfig:
     ukl_options: tuple[str, ...] = ()
     kernel_version: str = ""
     libc_version: str = ""
-    target: str = "ukl"
+    target: str = TARGET_UKL
     boot: tuple[str, ...] = ("pvh", "linux", "efi")
     labels: Mapping[str, str] = field(default_factory=dict, hash=False)
     reproducible: bool = True
@@ -144,6 +147,7 @@ def run_config(config: ImageConfig) -> RunConfig:
     _check("exposes the port", config.exposed_ports, _PORT)
     _check("has the volume", config.volumes, _ABSOLUTE)
     _check("starts in", (config.workdir or "/",), _ABSOLUTE)
+    _check("is for", (labels.get(_LABEL + "target", TARGET_UKL),), _TARGET)
     _check("is stopped by", (config.stop_signal or "SIGTERM",), _SIGNAL)
     run = RunConfig(
         program=program,
@@ -160,7 +164,7 @@ def run_config(config: ImageConfig) -> RunConfig:
         ukl_options=tuple(_one_line(labels, "ukl").split()),
         kernel_version=_one_line(labels, "kernel"),
         libc_version=_one_line(labels, "libc"),
-        target=labels.get(_LABEL + "target", "ukl"),
+        target=labels.get(_LABEL + "target", TARGET_UKL),
         boot=tuple(_one_line(labels, "boot").split()),
         labels={name: value for name, value in labels.items() if not name.startswith(_RESERVED)},
         reproducible=labels.get(_LABEL + "reproducible") != "false",
@@ -215,6 +219,8 @@ def assemble(layers: Mapping[str, Descriptor], run: RunConfig) -> Assembled:
     """Configurations, manifests and index of the image whose layers, by role, are given."""
     shared = tuple(file_layer(file.role, layers[file.role]) for file in FILES)
     described = {name: value for name, value in run.labels.items() if name.startswith(_SPEC_ANNOTATIONS)}
+    if run.target != TARGET_UKL:
+        described[_LABEL + "target"] = run.target
     urunc = _blob(LAYER, layer.of_bytes(URUNC_FILE, urunc_json(run)))
     blobs, entries = [urunc], []
     for platform in PLATFORMS:

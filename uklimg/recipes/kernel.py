@@ -17,6 +17,7 @@ STEP_ID = "kernel-kit"
 RECIPE_VERSION = 1
 BASE_CONFIG = "base"
 BUILD = "/tmp/ukl-kernel"  # kit.py's
+TWIN_TREE = ".linux"  # fragments have no dot in their names
 
 
 @dataclass(frozen=True)
@@ -51,10 +52,13 @@ def kernel_step(
     config: KernelConfig,
     link: Mapping[str, bytes],
     override: KernelOverride | None = None,
+    *,
+    twin: bool = False,
 ) -> Step:
     """A TREE step: the kit of the kernel ``folder``, built in the rootfs of step ``base``.
 
-    ``link`` has the contents of uklimg/link. UserError when the series has no fragment of a wanted name.
+    ``link`` has the contents of uklimg/link. ``twin``: the same kernel with UKL off, a TREE with ``vmlinux`` and
+    ``bzImage`` ready to boot. UserError when the series has no fragment of a wanted name.
     """
     definition = folder.definition
     override = override or KernelOverride()
@@ -63,6 +67,8 @@ def kernel_step(
     more: tuple[str, ...] = ()
     if override.patches is not None:
         script, more = ("override.py", "kit.py"), ("--more", f"/in/more/{override.patches[1]}")
+    if twin:
+        script = ("twin.py", "kit.py", "override.py")
     inputs: dict[str, Input] = {
         f"{HOME}/link": scripts(link, *script),
         "/in/patches": Inline(tuple(InlineFile(patch.name, patch.content) for patch in folder.patches.patches)),
@@ -88,7 +94,7 @@ def kernel_step(
         *("--source", source),
         *("--patches", "/in/patches"),
         *("--config", *paths),
-        *("--tree", "+".join((BASE_CONFIG, *config.extras))),
+        *("--tree", "+".join((BASE_CONFIG, *config.extras)) + (TWIN_TREE if twin else "")),
         *("--out", "/out"),
     )
     # One build at a time: each uses all processors, and the source is a gigabyte and a half.
@@ -96,7 +102,8 @@ def kernel_step(
     trees = RunMount("cache", BUILD, id=f"\0{folder.folder}", sharing="locked", ours=True)
     return Step(
         id=STEP_ID,
-        title=f"kernel {override.version or definition.version}" + "".join(f" +{name}" for name in config.extras),
+        title=f"kernel {override.version or definition.version}{' without UKL' if twin else ''}"
+        + "".join(f" +{name}" for name in config.extras),
         recipe="kernel-kit",
         recipe_version=RECIPE_VERSION,
         action=Container(rootfs=base, argv=argv, mounts=(trees,)),

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from uklimg.errors import Location, UserError, UserErrors
+from uklimg.oci import TARGET_LINUX, TARGET_UKL
 from uklimg.spec.image import image_stage
 from uklimg.spec.model import (
     DEFAULT_MEMORY,
@@ -92,6 +93,8 @@ __all__ = [
     "read_spec",
 ]
 
+# What --target may name beside stages.
+_TARGETS = (TARGET_UKL, TARGET_LINUX)
 _STAGE_NAME = re.compile(r"[a-z][a-z0-9_.-]*", re.ASCII)
 
 
@@ -210,6 +213,12 @@ class _Builder:
             hint = "a letter, then letters, digits and ._-"
             raise UserError(
                 f"{quoted(origin.name.text)} cannot name a stage", hint=hint, location=origin.name.location
+            )
+        if name in _TARGETS:
+            raise UserError(
+                f"{quoted(name)} cannot name a stage",
+                hint=f"--target={name} is an image of this Uklfile",
+                location=origin.name.location,
             )
         if name in self.known:
             raise UserError(f"a second stage {quoted(name)}", hint="another name", location=origin.name.location)
