@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import struct
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +16,7 @@ from uklimg.link.embed import (
     LARGE_PAGE,
     MAGIC,
     MIB,
+    OPTIONS,
     PAGE,
     NotMovable,
     TooLarge,
@@ -27,6 +30,7 @@ from uklimg.link.embed import (
 pytestmark = pytest.mark.unit
 
 BY = 0x10000
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def words(*values: int, width: str = "Q") -> bytes:
@@ -75,7 +79,7 @@ def test_any_other_difference_is_refused(here: bytes, there: bytes) -> None:
 
 FIELDS = (
     "magic", "file", "file_size", "relocs", "relocs_size", "syms", "syms_size", "syms_count", "rows", "rows_count",
-    "text", "text_size", "name",
+    "text", "text_size", "options", "name",
 )  # fmt: skip
 
 
@@ -104,6 +108,17 @@ def test_what_is_given_back_at_boot_lies_before_what_stays() -> None:
     order = [h["file"], h["file"] + h["file_size"], h["relocs"], h["relocs"] + h["relocs_size"], h["syms"]]
     order += [h["syms"] + h["syms_size"], h["rows"], h["rows"] + 8 * h["rows_count"], h["text"]]
     assert order == sorted(order) and h["syms"] % PAGE == 0 and h["rows"] % 8 == 0
+
+
+def test_options_are_the_bits_that_the_kernel_knows() -> None:
+    pair = (b"\x90", b"rest")
+    assert header(blob("app", pair, pair, BY))["options"] == 0
+    assert header(blob("app", pair, pair, BY, options=OPTIONS["byp"] | OPTIONS["rtc"]))["options"] == 0b1001
+    patch = next((ROOT / "kernel/6.12/patches").glob("0011-*.patch")).read_text()
+    names = re.search(r"enum ukl_option \{\n([^}]*)UKL_OPTIONS$", patch.replace("\n+", "\n"), re.MULTILINE)
+    assert names
+    order = [name.removeprefix("UKL_").lower() for name in re.findall(r"\w+", names[1].removesuffix("\n"))]
+    assert {word: 1 << bit for bit, word in enumerate(order)} == OPTIONS
 
 
 @pytest.mark.parametrize("size, to", [(LARGE_PAGE - 1, PAGE), (LARGE_PAGE, LARGE_PAGE), (3 * LARGE_PAGE, LARGE_PAGE)])

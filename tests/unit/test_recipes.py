@@ -226,8 +226,8 @@ def test_an_unknown_fragment_is_an_error_that_lists_what_there_is() -> None:
 
 
 def test_an_application_does_not_depend_on_how_the_kernel_is_packed() -> None:
-    def app(link: dict[str, bytes]) -> Step:
-        return app_step(name="r", program="/src/r", stage="stage", kit="kit", link=link, inside=INSIDE)
+    def app(link: dict[str, bytes], ukl: tuple[str, ...] = ()) -> Step:
+        return app_step(name="r", program="/src/r", stage="stage", kit="kit", link=link, inside=INSIDE, ukl=ukl)
 
     step = app(LINK)
     assert container(step).rootfs == "stage"
@@ -235,6 +235,9 @@ def test_an_application_does_not_depend_on_how_the_kernel_is_packed() -> None:
     assert step.inputs["/in/kit"] == Output("kit")
     assert key(step) == key(app({**LINK, "kit.py": b"new", "bzimage.py": b"new"}))
     assert key(step) != key(app({**LINK, "app.lds": b"new"}))
+    optional = app(LINK, ("ret", "byp", "ret"))
+    assert container(optional).argv[6:] == ("--name", "r", "--ukl", "byp", "--ukl", "ret", "--out", "/out")
+    assert key(step) != key(optional) == key(app(LINK, ("byp", "ret")))
 
 
 def test_a_bzimage_is_made_of_the_kit_and_one_vmlinux() -> None:

@@ -22,7 +22,9 @@ else:  # in the container there is this folder alone
     sys.path.insert(0, str(Path(__file__).resolve().parent))
     from elf import PF_X, PT_LOAD, Elf, ElfError, Segment, without_sections
 
-HEADER = struct.Struct("<8sQQQQQQQQQQQ64s")
+HEADER = struct.Struct("<8sQQQQQQQQQQQQ64s")
+# Words for what an application may ask of its kernel, and their bits in the header (asm/ukl_options.h).
+OPTIONS = {"byp": 1 << 0, "ret": 1 << 1, "shortcut": 1 << 2, "rtc": 1 << 3}
 MAGIC = b"UKLAPP1\0"
 PAGE = 4096
 # Code that fills such a page is mapped with one (x86-64).
@@ -112,12 +114,13 @@ def blob(
     by: int,
     symbols: tuple[bytes, int] = (b"", 0),
     rows: tuple[bytes, int] = (b"", 0),
+    options: int = 0,
 ) -> bytes:
     """The contents of the kernel's application segment.
 
     ``here`` is the application's (code, ELF file without code); ``there`` the same, linked ``by`` bytes higher;
-    ``symbols`` as of ``symbol_table``, ``rows`` as of ``frames.rows``. NotMovable when here and there differ in more
-    than addresses.
+    ``symbols`` as of ``symbol_table``, ``rows`` as of ``frames.rows``, ``options`` a sum of values of OPTIONS.
+    NotMovable when here and there differ in more than addresses.
     """
     code, rest = here
     code_words, rest_words = moved_words(code, there[0], by), moved_words(rest, there[1], by)
@@ -131,7 +134,7 @@ def blob(
     out = bytearray(text_offset)
     HEADER.pack_into(
         out, 0, MAGIC, file_offset, len(rest), relocs_offset, relocs_size, syms_offset, len(symbols[0]), symbols[1],
-        rows_offset, rows[1], text_offset, len(code), name.encode(),
+        rows_offset, rows[1], text_offset, len(code), options, name.encode(),
     )  # fmt: skip
     out[file_offset : file_offset + len(rest)] = rest
     struct.pack_into(f"<{len(relocs)}I", out, relocs_offset, *relocs)

@@ -206,7 +206,8 @@ def build(args: argparse.Namespace) -> None:
             link(args.object, info, second, place, kernel)
         there = embed.split(second.read_bytes())[:2]
     symbols = embed.symbol_table(elf.Elf(linked).functions(), text_start, len(code))
-    content = embed.blob(args.name, (code, rest), there, MOVED, symbols, callers(linked, text_start, len(code)))
+    rows, options = callers(linked, text_start, len(code)), sum(embed.OPTIONS[word] for word in set(args.ukl))
+    content = embed.blob(args.name, (code, rest), there, MOVED, symbols, rows, options)
     vmlinux = embed.embed((args.kit / "vmlinux").read_bytes(), content, kernel["ukl_app_size"])
     (args.out / "vmlinux").write_bytes(vmlinux)
     (args.out / "vmlinux").chmod(0o755)
@@ -218,6 +219,7 @@ def build(args: argparse.Namespace) -> None:
         "text_size": len(code),
         "file_size": len(rest),
         "kernel_symbols": taken,
+        "options": sorted(set(args.ukl)),
     }
     (args.out / "info.json").write_text(json.dumps(summary, indent=1, sort_keys=True) + "\n")
 
@@ -228,6 +230,7 @@ def main() -> int:
     parser.add_argument("--info", type=Path, required=True, help="the JSON file beside it")
     parser.add_argument("--kit", type=Path, required=True, help="folder of the kernel kit")
     parser.add_argument("--name", required=True, help="name of the application, at most 63 bytes")
+    parser.add_argument("--ukl", action="append", default=[], choices=embed.OPTIONS, help="an option of the kernel's")
     parser.add_argument("--out", type=Path, required=True, help="an empty folder")
     args = parser.parse_args()
     try:

@@ -5,7 +5,7 @@ The work is done by ``uklimg/inside/app.py`` and ``uklimg/link/link.py`` inside 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from uklimg.graph import Container, Output, Step
 from uklimg.recipes.scripts import HOME, python, scripts
@@ -19,14 +19,23 @@ def step_id(name: str) -> str:
 
 
 def app_step(
-    *, name: str, program: str, stage: str, kit: str, link: Mapping[str, bytes], inside: Mapping[str, bytes]
+    *,
+    name: str,
+    program: str,
+    stage: str,
+    kit: str,
+    link: Mapping[str, bytes],
+    inside: Mapping[str, bytes],
+    ukl: Sequence[str] = (),
 ) -> Step:
     """A TREE step: ``vmlinux`` (the kernel with the application inside), ``<name>.debug``, ``info.json``.
 
     ``stage`` is the step whose root file system has ``program`` and the object that the wrapper kept of it; ``kit``
-    a step of ``recipes.kernel``; ``link`` and ``inside`` the contents of the package's folders of these names.
+    a step of ``recipes.kernel``; ``link`` and ``inside`` the contents of the package's folders of these names;
+    ``ukl`` the words of the options that the kernel turns on for it (``OPTIONS`` of ``uklimg/link/embed.py``).
     """
-    argv = python("inside/app.py", program, "--kit", "/in/kit", "--name", name, "--out", "/out")
+    options = [word for option in sorted(set(ukl)) for word in ("--ukl", option)]
+    argv = python("inside/app.py", program, "--kit", "/in/kit", "--name", name, *options, "--out", "/out")
     return Step(
         id=step_id(name),
         title=f"LINK {program}",
