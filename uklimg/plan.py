@@ -388,6 +388,7 @@ class _Planner:
             kit=kit,
             link=self._assets.link,
             inside=self._assets.inside,
+            ukl=tuple(name.lower() for name in self._ukl_options(image, UklHow.IMAGE)),
         )
         return self._add(step, link.location)
 

@@ -390,6 +390,13 @@ def test_ukl_options_that_need_another_kernel() -> None:
     assert kits["NSS PF_SS"] == kits["NSS"]
 
 
+def test_ukl_options_that_the_application_asks_for() -> None:
+    plain, found = planned(), planned(UKLFILE.replace("LINK", "UKL BYP PF_SS\nLINK"))
+    assert found.graph.step("kernel-kit") == plain.graph.step("kernel-kit")
+    link = found.graph.step("app:redis-server").action
+    assert isinstance(link, Container) and link.argv[-4:] == ("--ukl", "byp", "--out", "/out")
+
+
 def test_proxies_are_in_no_key() -> None:
     text = UKLFILE.replace("RUN make", "RUN --network=default make")
     series = {"6.12": SeriesInfo("6.12", tuple(UKL))}
