@@ -150,15 +150,16 @@ class Bench:
         self._events = _Recorder(sink)
         self.store: Store = host.store(self._events)
 
-    def graph(self, uklfile: Path, context: Path) -> Graph:
-        """The steps of a Uklfile, with the versions of the lock, or of the tests' own. Writes no lock."""
+    def graph(self, uklfile: Path, context: Path, *, twin: bool = False) -> Graph:
+        """The steps of a Uklfile's image, or of its plain-Linux twin's, with the versions of the lock, or of the
+        tests' own. Writes no lock."""
         data = self.host.data()
         project = open_project(uklfile, context, {}, data)
         text = self._lock.read_text(encoding="utf-8")
         project = replace(project, lock=parse_lock(text, str(self._lock)))
         with self.host.resolver(self.store, self._events) as resolver:
             found = resolve_project(project, data, resolver)
-        return plan_project(project, found, Options()).graph
+        return plan_project(project, found, Options(twin=twin)).graph
 
     def example(self) -> Graph:
         """The steps of Uklfile.example."""

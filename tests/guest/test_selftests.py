@@ -1,5 +1,9 @@
-"""The kernel's own selftests: in ring 3 they find on our kernel what they find on the unpatched one, and as the
-application what they find in ring 3."""
+"""The kernel's own selftests: in ring 3 they find on our kernel what they find without CONFIG_UKL, and as the
+application what they find in ring 3.
+
+With CONFIG_UKL off the code is the unpatched kernel's (tests/integration/test_kernel_off.py); UKLIMG_TEST_UNPATCHED=1
+builds that one nevertheless, and compares with it.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +21,7 @@ from benchmarks import bench, byhand
 from uklimg import proc
 from uklimg.data import Data, find_data
 from uklimg.guest.protocol import Program
+from uklimg.recipes import kernel
 from uklimg.runner.machine import MIB
 from uklimg.runner.request import Bind, RunOptions
 
@@ -44,11 +49,14 @@ def found() -> Iterator[bench.Bench]:
         yield opened
 
 
-def test_ring_3_finds_the_same_as_on_the_unpatched_kernel(suite_image: BuildImage, found: bench.Bench) -> None:
+def test_ring_3_finds_the_same_as_without_ukl(suite_image: BuildImage, found: bench.Bench) -> None:
     """With SMAP off: QEMU before 9.1 reads the frame of ring 3's IRET with the kernel's rights; any kernel oopses."""
     graph = found.graph(GUEST / "Uklfile", GUEST)
     tests = found.tree(byhand.selftests(graph, (HERE / "build.sh").read_bytes()), byhand.TESTS)
-    plain = found.tree(byhand.plain_kernel(graph), byhand.PLAIN) / "vmlinux"
+    if os.environ.get("UKLIMG_TEST_UNPATCHED"):
+        plain = found.tree(byhand.plain_kernel(graph), byhand.PLAIN) / "vmlinux"
+    else:
+        plain = found.tree(found.graph(GUEST / "Uklfile", GUEST, twin=True), kernel.STEP_ID) / "vmlinux"
     image = suite_image("base")
     env = {"PATH": "/bin", "HOME": "/root"}
     programs = {
