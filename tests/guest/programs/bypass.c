@@ -1,0 +1,218 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * System calls that bypass entry and exit work, where the kernel was asked for that (elsewhere the same calls without): four
+ * threads make calls that block, sleep and return at once, by the instruction and by the kernel's entry, while signals
+ * interrupt them and ymm or xmm registers are live. No error may be one that only the kernel knows, no signal may be lost.
+ *
+ *     bypass [seconds]     default UKL_STRESS_SECONDS, or 3
+ */
+#include "uklcall.h"
+
+#include <linux/futex.h>
+#include <linux/rseq.h>
+#include <poll.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <sys/rseq.h>
+
+#define THREADS 4
+/* What the kernel returns to itself: ERESTARTSYS to ERESTART_RESTARTBLOCK. */
+#define KERNELS_FIRST 512
+
+struct worker {
+	pthread_t thread;
+	_Atomic long handled, sent, rounds;
+	long interrupted;
+	int pipe_fd[2], number;
+};
+
+static struct worker workers[THREADS];
+static __thread struct worker *mine;
+static atomic_bool over, all_sent;
+static long (*const ways[2])(long, long, long, long, long, long, long) = {trapped, called};
+
+static void handle(int number)
+{
+	(void)number;
+	if (mine)
+		mine->handled++;
+}
+
+static long checked(const char *what, long result)
+{
+	if (result <= -KERNELS_FIRST && result > -4096)
+		ukl_fail("%s returned %ld", what, result);
+	return result;
+}
+
+/* `calls` times getppid(2) by `entry`, or by the instruction for NULL, with all vector registers live; 0: all were kept. */
+long live_ymm(long calls, void *entry, const uint64_t vector[16][4]);
+long live_xmm(long calls, void *entry, const uint64_t vector[16][4]);
+#define LIVE(name, move, compare, last)                                                                                    \
+	__asm__(".text\n.globl " name "\n.type " name ", @function\n" name ":\n"                                          \
+		"	push %rbx\n	push %r12\n	push %r13\n"                                                            \
+		"	mov %rdi, %rbx\n	mov %rsi, %r12\n	mov %rdx, %r13\n"                                        \
+		"	.irp i, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14\n	" move "\n	.endr\n"                          \
+		"1:	mov $110, %eax\n"                                                                                  \
+		"	mov %r12, %rcx\n"                                                                                  \
+		"	test %rcx, %rcx\n"                                                                                 \
+		"	jz 2f\n"                                                                                           \
+		"	call *%rcx\n"                                                                                      \
+		"	jmp 3f\n"                                                                                          \
+		"2:	syscall\n"                                                                                         \
+		"3:	.irp i, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14\n	" compare "\n	.endr\n"                         \
+		"	dec %rbx\n"                                                                                        \
+		"	jnz 1b\n"                                                                                          \
+		"	xor %eax, %eax\n"                                                                                  \
+		"	jmp 5f\n"                                                                                          \
+		"4:	mov $1, %eax\n"                                                                                    \
+		"5:	" last "\n"                                                                                        \
+		"	pop %r13\n	pop %r12\n	pop %rbx\n"                                                              \
+		"	ret\n.size " name ", .-" name "\n")
+LIVE("live_ymm", "vmovdqa 32*\\i(%r13), %ymm\\i",
+     "vpcmpeqb 32*\\i(%r13), %ymm\\i, %ymm15\n vpmovmskb %ymm15, %eax\n cmp $-1, %eax\n jne 4f", "vzeroupper");
+LIVE("live_xmm", "movdqa 32*\\i(%r13), %xmm\\i",
+     "movdqa %xmm\\i, %xmm15\n pcmpeqb 32*\\i(%r13), %xmm15\n pmovmskb %xmm15, %eax\n cmp $0xffff, %eax\n jne 4f", "nop");
+
+static void live(struct worker *self, uint64_t *seed)
+{
+	uint64_t vector[16][4] __attribute__((aligned(32)));
+	void *entry = self->rounds & 1 ? call_entry : NULL;
+
+	for (int i = 0; i < 16; i++)
+		for (int j = 0; j < 4; j++)
+			vector[i][j] = ukl_random(seed);
+	if (__builtin_cpu_supports("avx2"))
+		CHECK_EQ(live_ymm(200, entry, (const uint64_t(*)[4])vector), 0);
+	else
+		CHECK_EQ(live_xmm(200, entry, (const uint64_t(*)[4])vector), 0);
+}
+
+/* What the kernel tells by rseq must be so after every call: here, after the one that moved the thread. */
+static void migrate(uint64_t *seed)
+{
+	unsigned cpu = (unsigned)(ukl_random(seed) % (uint64_t)sysconf(_SC_NPROCESSORS_ONLN));
+	volatile struct rseq *rseq = (volatile struct rseq *)((char *)__builtin_thread_pointer() + __rseq_offset);
+	cpu_set_t set;
+
+	CPU_ZERO(&set);
+	CPU_SET(cpu, &set);
+	CHECK_EQ(ways[*seed >> 20 & 1](SYS_sched_setaffinity, 0, sizeof set, (long)&set, 0, 0, 0), 0);
+	if (__rseq_size)
+		CHECK_EQ(rseq->cpu_id, cpu);
+	memset(&set, 0xff, sizeof set);
+	CHECK_EQ(ways[*seed >> 21 & 1](SYS_sched_setaffinity, 0, sizeof set, (long)&set, 0, 0, 0), 0);
+}
+
+static void *work(void *at)
+{
+	struct worker *self = (struct worker *)at, *next = &workers[(self->number + 1) % THREADS];
+	uint64_t seed = (uint64_t)self->number + 1;
+	int null_fd = (int)SYS(open("/dev/null", O_WRONLY));
+	sigset_t none, signals;
+
+	mine = self;
+	sigemptyset(&none);
+	sigemptyset(&signals);
+	sigaddset(&signals, SIGRTMIN);
+	sigaddset(&signals, SIGRTMIN + 1);
+	CHECK_OK(pthread_sigmask(SIG_UNBLOCK, &signals, NULL));
+	while (!over) {
+		long (*way)(long, long, long, long, long, long, long) = ways[ukl_random(&seed) & 1];
+		struct timespec short_time = {0, 1 + (long)(ukl_random(&seed) % 3000000)};
+		int word = 7;
+		char byte = (char)self->number;
+		long got;
+
+		CHECK_EQ(checked("getppid", way(SYS_getppid, 0, 0, 0, 0, 0, 0)) - getppid(), 0);
+		CHECK_EQ(checked("write", way(SYS_write, null_fd, (long)&byte, 1, 0, 0, 0)), 1);
+		CHECK_EQ(checked("no call", way(9999, 0, 0, 0, 0, 0, 0)), -ENOSYS);
+		got = checked("nanosleep", way(SYS_nanosleep, (long)&short_time, 0, 0, 0, 0, 0));
+		CHECK(got == 0 || got == -EINTR);
+		self->interrupted += got == -EINTR;
+		got = checked("futex", way(SYS_futex, (long)&word, FUTEX_WAIT_PRIVATE, 7, (long)&short_time, 0, 0));
+		CHECK(got == -ETIMEDOUT || got == -EINTR);
+		self->interrupted += got == -EINTR;
+		got = checked("ppoll", way(SYS_ppoll, 0, 0, (long)&short_time, (long)&none, sizeof(long), 0));
+		CHECK(got == 0 || got == -EINTR);
+		self->interrupted += got == -EINTR;
+		/* Around the ring: a read that blocks until the thread before has written. */
+		CHECK_EQ(checked("write", way(SYS_write, next->pipe_fd[1], (long)&byte, 1, 0, 0, 0)), 1);
+		do {
+			got = checked("read", way(SYS_read, self->pipe_fd[0], (long)&byte, 1, 0, 0, 0));
+			self->interrupted += got == -EINTR;
+		} while (got == -EINTR && !over);
+		live(self, &seed);
+		migrate(&seed);
+		self->rounds++;
+	}
+	/* Whoever still waits for this thread goes on. */
+	ukl_write_all(next->pipe_fd[1], "", 1);
+	/* A signal that is queued for a thread that ended would be lost on any Linux. */
+	for (long long deadline = ukl_now_ms() + 60000; !all_sent || self->handled < self->sent;) {
+		CHECK(ukl_now_ms() < deadline);
+		ukl_sleep_ms(1);
+	}
+	return NULL;
+}
+
+static void *shoot(void *at)
+{
+	uint64_t seed = 99;
+	union sigval value = {0};
+
+	(void)at;
+	while (!over) {
+		struct worker *target = &workers[ukl_random(&seed) % THREADS];
+		/* One restarts, the other does not. Queued signals are counted, so none may be lost. */
+		int error = pthread_sigqueue(target->thread, SIGRTMIN + (int)(ukl_random(&seed) & 1), value);
+
+		CHECK(error == 0 || error == EAGAIN);
+		target->sent += error == 0;
+		if (ukl_random(&seed) % 3 == 0)
+			ukl_sleep_ms(1);
+	}
+	return NULL;
+}
+
+int main(int argc, char **argv)
+{
+	const char *seconds = argc > 1 ? argv[1] : getenv("UKL_STRESS_SECONDS");
+	long interrupted = 0, rounds = 0;
+	pthread_t shooter;
+	sigset_t signals;
+
+	ukl_begin("bypass");
+	call_begin();
+	ukl_handle(SIGRTMIN, handle, SA_RESTART);
+	ukl_handle(SIGRTMIN + 1, handle, 0);
+	sigemptyset(&signals);
+	sigaddset(&signals, SIGRTMIN);
+	sigaddset(&signals, SIGRTMIN + 1);
+	CHECK_OK(pthread_sigmask(SIG_BLOCK, &signals, NULL));
+	for (int n = 0; n < THREADS; n++) {
+		workers[n].number = n;
+		SYS(pipe(workers[n].pipe_fd));
+	}
+	for (int n = 0; n < THREADS; n++)
+		CHECK_OK(pthread_create(&workers[n].thread, NULL, work, &workers[n]));
+	CHECK_OK(pthread_create(&shooter, NULL, shoot, NULL));
+	ukl_sleep_ms(1000 * (seconds ? atol(seconds) : 3));
+	over = true;
+	CHECK_OK(pthread_join(shooter, NULL));
+	all_sent = true;
+	for (int n = 0; n < THREADS; n++) {
+		CHECK_OK(pthread_join(workers[n].thread, NULL));
+		CHECK_EQ(workers[n].handled, workers[n].sent);
+		CHECK(workers[n].rounds > 0);
+		CHECK(workers[n].sent > 0);
+		interrupted += workers[n].interrupted;
+		rounds += workers[n].rounds;
+	}
+	CHECK(interrupted > 0);
+	if (argc > 1)
+		fprintf(stderr, "%ld rounds, %ld interrupted\n", rounds, interrupted);
+	return ukl_end();
+}

@@ -1,0 +1,91 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Calling the kernel instead of trapping, for the programs that test it. As UKL the kernel's own entries are looked up in
+ * /proc/kallsyms when the program runs; in ring 3 `syscall` stands in, so that both do the same.
+ */
+#ifndef UKLCALL_H
+#define UKLCALL_H
+
+#include "uklcheck.h"
+
+#include <sys/syscall.h>
+
+/* What an application calls with `call *%rcx`. */
+extern void *call_entry;
+void *call_entry;
+
+__asm__(".text\n"
+	"ring3_entry:\n"
+	"	syscall\n"
+	"	ret\n");
+extern char ring3_entry[];
+
+/* The address of one of the kernel's functions; 0 when it has none of that name. */
+UKL_UNUSED static unsigned long call_symbol(const char *name)
+{
+	FILE *file = fopen("/proc/kallsyms", "r");
+	unsigned long address, found = 0;
+	char symbol[512];
+
+	CHECK(file != NULL);
+	while (!found && fscanf(file, "%lx %*c %511[^\n]", &address, symbol) == 2)
+		if (strcmp(symbol, name) == 0)
+			found = address;
+	fclose(file);
+	return found;
+}
+
+UKL_UNUSED static void call_begin(void)
+{
+	call_entry = ring3_entry;
+	if ((ukl_cs() & 3) == 0)
+		call_entry = (void *)call_symbol("__ukl_syscall");
+	CHECK(call_entry != NULL);
+}
+
+/* By `entry`, and out of reach of the red zone; the raw result, -errno included. */
+static inline long call_by(void *entry, long rax, long a, long b, long c, long d, long e, long f)
+{
+	register long r10 __asm__("r10") = d;
+	register long r8 __asm__("r8") = e;
+	register long r9 __asm__("r9") = f;
+
+	__asm__ volatile("lea -128(%%rsp), %%rsp\n\t"
+			 "call *%%rcx\n\t"
+			 "lea 128(%%rsp), %%rsp"
+			 : "+a"(rax), "+c"(entry)
+			 : "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8), "r"(r9)
+			 : "r11", "memory", "cc");
+	return rax;
+}
+
+UKL_UNUSED static long called(long nr, long a, long b, long c, long d, long e, long f)
+{
+	return call_by(call_entry, nr, a, b, c, d, e, f);
+}
+
+/* The same with the instruction. */
+UKL_UNUSED static long trapped(long nr, long a, long b, long c, long d, long e, long f)
+{
+	register long r10 __asm__("r10") = d;
+	register long r8 __asm__("r8") = e;
+	register long r9 __asm__("r9") = f;
+
+	__asm__ volatile("syscall"
+			 : "+a"(nr)
+			 : "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8), "r"(r9)
+			 : "rcx", "r11", "memory", "cc");
+	return nr;
+}
+
+/* A function of the kernel's, by __ukl_call. UKL only. */
+UKL_UNUSED static long call_kernel(const char *name, long a, long b, long c)
+{
+	static void *entry;
+
+	if (!entry)
+		entry = (void *)call_symbol("__ukl_call");
+	return call_by(entry, (long)call_symbol(name), a, b, c, 0, 0, 0);
+}
+
+#endif
