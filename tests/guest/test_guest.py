@@ -68,8 +68,10 @@ BOOTS = {
     "debug-2-bzimage": Boot("debug", 2, "bzimage"),
     "debug-none": Boot("debug", 2, "vmlinux", "preempt=none"),
     "debug-voluntary": Boot("debug", 2, "bzimage", "preempt=voluntary pti=on"),
+    "base-byp": Boot("base:BYP", 2, "bzimage", "spectre_v2=retpoline"),
+    "debug-byp": Boot("debug:BYP", 2, "vmlinux"),
 }
-ATTACKED = ["base-pti", "base-amd", "metal-2-bzimage", "debug-2-bzimage", "debug-none"]
+ATTACKED = ["base-pti", "base-amd", "metal-2-bzimage", "debug-2-bzimage", "debug-none", "debug-byp"]
 if os.environ.get("UKLIMG_TEST_KASAN"):  # a kernel more, which takes longest of all
     BOOTS["kasan"] = Boot("debug+kasan", 2, "bzimage", memory=1536 * MIB)
     ATTACKED.append("kasan")
@@ -122,6 +124,27 @@ def test_the_kernel_has_nothing_to_complain_of(results: Results, how: str) -> No
     assert ("Kernel/User page tables isolation: enabled" in log) == ("pti=on" in BOOTS[how].cmdline)
     if how in SAYS:
         assert SAYS[how][1] in results(how)["says"].output
+
+
+BYPASS_REFUSED = "randomize_kstack_offset=on"
+
+
+@pytest.mark.parametrize(
+    "config, cmdline, on",
+    [("base:BYP", "", True), ("debug:BYP", "", True), ("base", "", False), ("base:BYP", BYPASS_REFUSED, False)],
+)
+def test_system_calls_bypass_where_asked_for(suite_image: BuildImage, config: str, cmdline: str, on: bool) -> None:
+    """All threads do, and no other; four threads under signals for UKL_STRESS_SECONDS (default 5)."""
+    env = {"UKL_BYPASSES": str(int(on)), "UKL_STRESS_SECONDS": os.environ.get("UKL_STRESS_SECONDS", "5")}
+    bypass = program("bypass", UKL)
+    bypass = replace(bypass, env={**bypass.env, **env}, timeout=1200)
+    programs = [bypass, shell("dmesg", "dmesg")]
+    ended = sections(boot(suite_image(config), programs, RunOptions(cpus=2, cmdline=cmdline)))
+    assert ended["ukl:bypass"].status == "exit 0", ended["ukl:bypass"].output
+    log = ended["dmesg"].output
+    assert trouble(log) == []
+    assert ("ukl: suite: options byp" in log) == (config != "base")
+    assert ("no bypass with" in log) == bool(cmdline)
 
 
 def test_a_shell_runs_beside_it(suite_image: BuildImage) -> None:

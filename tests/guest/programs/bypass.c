@@ -5,6 +5,9 @@
  * interrupt them and ymm or xmm registers are live. No error may be one that only the kernel knows, no signal may be lost.
  *
  *     bypass [seconds]     default UKL_STRESS_SECONDS, or 3
+ *
+ * UKL_BYPASSES=1 in the environment: the image was built with BYP, and it must be on for every thread that did not switch
+ * it off; 0: it must not. A bypass does not keep the flags, which tells it from an ordinary system call.
  */
 #include "uklcall.h"
 
@@ -106,6 +109,57 @@ static void migrate(uint64_t *seed)
 	CHECK_EQ(ways[*seed >> 21 & 1](SYS_sched_setaffinity, 0, sizeof set, (long)&set, 0, 0, 0), 0);
 }
 
+/* Does the instruction lead to a bypass? */
+static int bypasses(void)
+{
+	long rax = SYS_getppid;
+	char carry;
+
+	__asm__ volatile("stc\n\tsyscall\n\tsetc %1" : "+a"(rax), "=q"(carry) : : "rcx", "r11", "memory", "cc");
+	return !carry;
+}
+
+static void *off_and_on(void *wanted)
+{
+	int on = *(int *)wanted;
+
+	CHECK_EQ(bypasses(), on);
+	CHECK_EQ(call_bypass(0), call_entry != ring3_entry);
+	CHECK_EQ(bypasses(), 0);
+	CHECK_EQ(call_bypass(1), on);
+	CHECK_EQ(bypasses(), on);
+	CHECK_EQ(call_bypass(0), call_entry != ring3_entry);
+	return NULL;
+}
+
+/* Who has it: threads, processes and the program that is executed, whatever others switched. */
+static void states(const char *self)
+{
+	const char *expected = getenv("UKL_BYPASSES");
+	int on = expected ? atoi(expected) : bypasses();
+	char path[256];
+	pthread_t other;
+	pid_t child;
+
+	CHECK_EQ(bypasses(), on);
+	if (getenv("UKL_AGAIN"))
+		_exit(0);
+	CHECK_OK(pthread_create(&other, NULL, off_and_on, &on));
+	CHECK_OK(pthread_join(other, NULL));
+	CHECK_EQ(bypasses(), on);
+	child = (pid_t)SYS(fork());
+	if (child == 0) {
+		CHECK_EQ(bypasses(), on);
+		call_bypass(0);
+		/* A new program begins as every program. */
+		setenv("UKL_AGAIN", "1", 1);
+		setenv("UKL_BYPASSES", on ? "1" : "0", 1);
+		execl(ukl_self(path, self), self, (char *)NULL);
+		_exit(1);
+	}
+	ukl_wait_exit(child, 0);
+}
+
 static void *work(void *at)
 {
 	struct worker *self = (struct worker *)at, *next = &workers[(self->number + 1) % THREADS];
@@ -186,6 +240,7 @@ int main(int argc, char **argv)
 
 	ukl_begin("bypass");
 	call_begin();
+	states(argv[0]);
 	ukl_handle(SIGRTMIN, handle, SA_RESTART);
 	ukl_handle(SIGRTMIN + 1, handle, 0);
 	sigemptyset(&signals);

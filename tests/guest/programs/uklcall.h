@@ -78,14 +78,24 @@ UKL_UNUSED static long trapped(long nr, long a, long b, long c, long d, long e, 
 	return nr;
 }
 
-/* A function of the kernel's, by __ukl_call. UKL only. */
-UKL_UNUSED static long call_kernel(const char *name, long a, long b, long c)
+/* A function of the kernel's, by __ukl_call, whose address is `by`. UKL only. */
+UKL_UNUSED static long call_kernel(unsigned long by, unsigned long function, long a, long b, long c)
 {
-	static void *entry;
+	return call_by((void *)by, (long)function, a, b, c, 0, 0, 0);
+}
 
-	if (!entry)
-		entry = (void *)call_symbol("__ukl_call");
-	return call_by(entry, (long)call_symbol(name), a, b, c, 0, 0, 0);
+/* Whether system calls of this thread bypass entry and exit work from now on; whether they can, where they are to. */
+UKL_UNUSED static int call_bypass(int on)
+{
+	static unsigned long by, set;
+
+	if (call_entry == ring3_entry)
+		return 0;
+	if (!by) {
+		by = call_symbol("__ukl_call");
+		set = call_symbol("ukl_set_bypass");
+	}
+	return set && call_kernel(by, set, on, 0, 0) == 0;
 }
 
 #endif
