@@ -1,4 +1,5 @@
-"""Finds and reads the folders that travel with the package: kernel/, glibc/, libs/, base-images/.
+"""Finds and reads the folders that travel with the package: kernel/, glibc/, libs/, base-images/; and apps/ and
+workloads/, whose files are used where they lie.
 
 They lie beside the package in a checkout, and in ``uklimg/_data`` in an installed wheel.
 """
@@ -37,6 +38,10 @@ class Data:
     def kernels(self) -> tuple[str, ...]:
         """Kernel series, sorted."""
         return self._folders("kernel")
+
+    def libcs(self) -> tuple[str, ...]:
+        """Versions of our own C library, sorted."""
+        return self._folders("glibc")
 
     def libraries(self) -> tuple[str, ...]:
         return self._folders("libs")

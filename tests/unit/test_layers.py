@@ -38,6 +38,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "blueprint",
         "keydiff",
         "outlook",
+        "bench",
     ),
     2: (
         "proc",
@@ -75,8 +76,20 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "blueprints",
         "compare",
         "archive",
+        "bench.picture",
     ),
-    4: ("execute", "remote", "runner", "trial", "sharedcache", "rebuild", "vendor", "sources", "imagelock"),
+    4: (
+        "execute",
+        "remote",
+        "runner",
+        "trial",
+        "sharedcache",
+        "rebuild",
+        "vendor",
+        "sources",
+        "imagelock",
+        "bench.boot",
+    ),
     5: ("console", "turns", "cli", "__main__"),
 }
 # Scripts that run inside containers: they know nothing of uklimg but their own folder.

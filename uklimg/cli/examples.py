@@ -28,6 +28,11 @@ EXAMPLES: Mapping[str, tuple[tuple[str, str], ...]] = {
         ("uklimg test apps/memcached set-get", "one test of the Uklfile there"),
         ("uklimg test --format json --timeout 300 .", "for a program to read, on a slow machine"),
     ),
+    "bench": (
+        ("uklimg bench syscall", "system calls: plain Linux, the base model, and what UKL options there are"),
+        ("uklimg bench redis --variant base --variant BYP --picture redis.svg", "two of them, and a picture"),
+        ("uklimg bench all --format json --output bench.json", "everything, for a program to read"),
+    ),
     "plan": (
         ("uklimg plan", "which steps `build` would run, why, and how long that may take"),
         ("uklimg plan --target build --format json", "one stage, for a program to read"),

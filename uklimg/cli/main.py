@@ -28,6 +28,7 @@ VERBS = (
     "build",
     "run",
     "test",
+    "bench",
     "plan",
     "explain",
     "lock",

@@ -1,0 +1,46 @@
+"""`uklimg bench` for real: the smallest suite, plain Linux against the base model, with the kernels that other tests
+boot. What the figures are is for benchmarks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from jsonschema import validate
+from redislib import ROOT, uklimg
+
+pytestmark = [pytest.mark.boot, pytest.mark.twin]
+
+
+def test_a_suite_as_plain_linux_and_as_the_base_model(tmp_path: Path) -> None:
+    words = ("--variant", "base", "--samples", "20", "--accel", "tcg", "--progress", "plain")
+    output, picture = tmp_path / "bench.json", tmp_path / "bench.svg"
+    done = uklimg("bench", "syscall", *words, "--output", str(output), "--picture", str(picture))
+    assert done.status == 0, done.stderr
+    assert "Measured: guest instructions" in done.stdout and "| getppid" in done.stdout
+    value = json.loads(output.read_text())
+    validate(value, json.loads((ROOT / "docs/bench.schema.json").read_text()))
+    assert [variant["name"] for variant in value["variants"]] == ["linux", "base"]
+    cases = {(case["case"], case["size"]): case["values"] for case in value["suites"][0]["cases"]}
+    assert len(cases) == 3 + 4 * 6
+    assert all(values["linux"]["value"] > 0 and values["base"]["value"] > 0 for values in cases.values())
+    # Larger buffers are copied.
+    for name in ("read", "write", "sendto", "recvfrom"):
+        assert cases[name, 8192]["linux"]["value"] > cases[name, 1]["linux"]["value"] + 8192 / 8
+    assert picture.read_text().count('id="bar-') == len(cases)
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (("sycall",), "no suite 'sycall'"),
+        (("syscall", "--variant", "FASTER"), "no UKL option FASTER"),
+        (("syscall", "--picture", "bench.gif"), "bench.gif is no picture"),
+        (("syscall", "--samples", "-1"), "--samples wants a number"),
+    ],
+)
+def test_what_cannot_be_measured_is_said_at_once(words: tuple[str, ...], problem: str) -> None:
+    done = uklimg("bench", *words)
+    assert done.status == 1
+    assert problem in done.stderr and len(done.stderr.splitlines()) == 1
