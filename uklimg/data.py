@@ -14,6 +14,7 @@ from pathlib import Path
 from uklimg.definitions import BaseDefinition, BuildSystem, SourceFolder, parse_base, parse_source
 from uklimg.errors import ExitCode, ToolError, UserError
 from uklimg.patchset import parse_patchset
+from uklimg.spec.model import UKL_LIBC
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -54,6 +55,9 @@ class Data:
         return self._source("kernel", series, "kernel series")
 
     def libc(self, version: str) -> SourceFolder:
+        """``ukl`` means the newest."""
+        if version == UKL_LIBC:
+            version = max(self._folders("glibc"), key=lambda name: [int(part) for part in name.split(".")])
         return self._source("glibc", version, "glibc")
 
     def library(self, name: str) -> SourceFolder:

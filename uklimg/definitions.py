@@ -15,6 +15,9 @@ A source (kernel, libc, library)::
     libc = "debian"                # the libc that follows
     ukl = { BYP = "image", NSS = "kernel" }   # options that the patches know: UklHow
 
+    [libc]                         # a libc's only
+    packages = ["gawk"]            # Debian packages that its build needs beside the base image
+
     [library]                      # a static library's only, all keys but the first two optional
     build = "configure"            # configure, cmake, make, or script for build.sh in the folder
     archives = ["libz.a"]          # what must be in lib/ afterwards
@@ -92,7 +95,7 @@ class LibraryBuild:
 @dataclass(frozen=True)
 class SourceDefinition:
     """What ``source.toml`` says of an upstream source. ``libc`` and ``ukl`` are a kernel series' only, ``library`` is
-    a static library's."""
+    a static library's, ``packages`` a libc's."""
 
     name: str
     version: str
@@ -102,6 +105,7 @@ class SourceDefinition:
     libc: str = ""
     ukl: Mapping[str, UklHow] = field(default_factory=dict)
     library: LibraryBuild | None = None
+    packages: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -179,9 +183,18 @@ def parse_source(text: str, file: str) -> SourceDefinition:
         libc, ukl = series.text("libc"), _ukl(series)
         series.done()
     library = _library(_Section(document, "library", file)) if "library" in document else None
+    packages = _packages(_Section(document, "libc", file)) if "libc" in document else ()
     _no_more(document, file)
     locked = LockedFile(file_name, digest, size, urls[0])
-    return SourceDefinition(name, version, locked, urls, signature, libc, ukl, library)
+    return SourceDefinition(name, version, locked, urls, signature, libc, ukl, library, packages)
+
+
+def _packages(section: _Section) -> tuple[str, ...]:
+    packages = section.texts("packages", ())
+    section.done()
+    if wrong := [word for word in packages if not _LIBRARY.fullmatch(word)]:
+        raise section.error(f"packages: {wrong[0]!r} is not a name")
+    return packages
 
 
 def _ukl(series: _Section) -> dict[str, UklHow]:

@@ -19,7 +19,7 @@ from uklimg.errors import Location, UserError, UserErrors
 from uklimg.graph import ContextTree, Graph, Input, Output, Step
 from uklimg.guest.config import guest_config
 from uklimg.oci import TARGET_LINUX, TARGET_UKL, RunConfig
-from uklimg.recipes import base_image, bzimage, program, registry_image, runmounts, stage, toolchain
+from uklimg.recipes import base_image, bzimage, glibc, program, registry_image, runmounts, stage, toolchain
 from uklimg.recipes import image as image_recipe
 from uklimg.recipes import init as init_recipe
 from uklimg.recipes.app import app_step
@@ -27,7 +27,7 @@ from uklimg.recipes.dependencies import Dependencies
 from uklimg.recipes.initramfs import CopyInput, initramfs_step
 from uklimg.recipes.kernel import KernelConfig, KernelOverride, kernel_step
 from uklimg.recipes.userland import userland_step
-from uklimg.resolve import ResolvedSpec, kernel_is_local
+from uklimg.resolve import ResolvedComponent, ResolvedSpec, kernel_is_local, libc_tools
 from uklimg.spec.model import (
     DEFAULT_PATH,
     BuildStage,
@@ -140,6 +140,7 @@ class _Planner:
         self._errors: list[UserError] = []
         self._tops: dict[str, str] = {}  # build stage → its last step
         self._bases: dict[str, str] = {}  # base image → the step that build stages on it start from
+        self._wrappers: dict[str, str] = {}  # base image → the compiler wrapper on it
         self._dependencies = Dependencies(resolved, assets.inside)
         self._images: dict[str, str] = {}  # image of a registry → its step
         self._linked = self._link_chain()
@@ -150,7 +151,8 @@ class _Planner:
         for name, base in sorted(self._resolved.bases.items()):
             self._add(base_image.base_image_step(base.definition, base.locked))
             wrapper = toolchain.step(base_image.step_id(name), self._assets.toolchain, f"toolchain:{name}")
-            self._bases[name] = self._add(wrapper)
+            self._wrappers[name] = self._add(wrapper)
+            self._bases[name] = self._with_libc(wrapper.id, f"libc:{name}")
         for build in self._spec.stages:
             self._stage(build)
         self._run = run_config(self._resolved, twin=self._options.twin)
@@ -200,6 +202,7 @@ class _Planner:
             # Elsewhere an image need not have what the wrapper needs.
             wrapper = registry_image.wrapper_step(top, self._assets.toolchain, reference, f"toolchain:{reference}")
             top = self._add(wrapper, self._spec.image.link.location)
+            top = self._with_libc(top, f"libc:{reference}")
         for number, instruction in enumerate(build.instructions, 1):
             step_id = f"stage:{build.name}:{number}"
             try:
@@ -215,6 +218,25 @@ class _Planner:
                     step = registry_image.guarded(step, reference)
                 top = self._add(_numbered(step, build, number), instruction.location)
         self._tops[build.name] = top
+
+    def _with_libc(self, wrapper: str, step_id: str) -> str:
+        """``wrapper``, or a step that adds the libc that GLIBC chose to it."""
+        libc = self._resolved.libc
+        if libc is None:
+            return wrapper
+        return self._add(glibc.libc_step(step_id, wrapper, self._glibc(libc)))
+
+    def _glibc(self, libc: ResolvedComponent) -> str:
+        """The step that builds it: on the base image of LINK's stage, whose gcc compiles what it is linked with."""
+        base, version = self._resolved.stage_bases[self._spec.image.link.stage], libc.locked.name
+        step_id = glibc.step_id(base, version)
+        if all(step.id != step_id for step in self._steps):
+            below = base_image.step_id(base)
+            tools = self._resolved.tools.get((base, libc_tools(version)))
+            if tools is not None:
+                below = self._add(stage.packages_step(f"glibc-tools:{base}", below, tools))
+            self._add(glibc.glibc_step(step_id, below, libc.folder, self._assets.inside))
+        return step_id
 
     def _bottom(self, origin: Origin) -> str:
         if isinstance(origin, StageRef):
@@ -265,7 +287,7 @@ class _Planner:
             case Packages():
                 return stage.packages_step(step_id, below, self._resolved.packages[instruction.location])
             case Depends():
-                place, wrapper = instruction.location, self._bases[base]
+                place, wrapper = instruction.location, self._wrappers[base]
                 return self._dependencies.step(
                     step_id, below, instruction, base, wrapper, lambda step: self._add(step, place)
                 )
@@ -388,6 +410,7 @@ class _Planner:
             kit=kit,
             link=self._assets.link,
             inside=self._assets.inside,
+            libc=self._resolved.libc is not None,
             ukl=tuple(name.lower() for name in self._ukl_options(image, UklHow.IMAGE)),
         )
         return self._add(step, link.location)

@@ -31,6 +31,8 @@ from uklimg.lock import (
     packages_key,
 )
 from uklimg.spec.model import (
+    DEBIAN_LIBC,
+    UKL_LIBC,
     USERLANDS,
     BaseImage,
     BuildStage,
@@ -65,6 +67,10 @@ class Definitions(Protocol):
     def base_image(self, name: str, /) -> BaseDefinition: ...
 
     def kernel(self, series: str, /) -> SourceFolder: ...
+
+    def libc(self, version: str, /) -> SourceFolder:
+        """Our glibc of that version, or the newest for UKL_LIBC."""
+        ...
 
     def library(self, name: str, /) -> SourceFolder: ...
 
@@ -112,7 +118,7 @@ class ResolvedSpec:
     ``bases`` by folder name, ``stage_bases`` the base image's folder name by build stage, ``sources`` by reference,
     ``packages`` by the place of PACKAGES or DEPENDS, ``libraries`` by name (with those that others need), ``tools``
     what the build of a library needs on a base image, by the base's and the library's name, ``userland`` what
-    USERLAND stands for.
+    USERLAND stands for. ``libc`` is None for the base image's own; what its build needs is in ``tools``, too.
     ``images`` of registries by reference, ``stage_images`` the reference that a build stage starts from; such a
     stage's base image is DEFAULT_BASE.
     """
@@ -130,6 +136,7 @@ class ResolvedSpec:
     lock: Lock
     used: frozenset[EntryKey]
     userland: LockedPackages | None = None
+    libc: ResolvedComponent | None = None
 
     @property
     def kernel_version(self) -> str:
@@ -148,12 +155,19 @@ class ResolvedSpec:
 
     @property
     def libc_version(self) -> str:
-        """Version of the libc that the program is linked with: Debian's, of the base image of LINK's stage; "" when
-        that is an image of a registry, whose libc nobody knows."""
+        """Version of the libc that the program is linked with: ours, as in ``2.41-ukl``; or Debian's, of the base
+        image of LINK's stage; "" when that is an image of a registry, whose libc nobody knows."""
+        if self.libc is not None:
+            return f"{self.libc.locked.version}-ukl"
         if self.spec.image.link.stage in self.stage_images:
             return ""
         packages = self.base_of(self.spec.image.link.stage).locked.packages
         return next(package.version for package in packages if package.name == "libc6-dev")
+
+
+def libc_tools(version: str) -> str:
+    """The name under which ``ResolvedSpec.tools`` has what the build of our glibc ``version`` needs."""
+    return f"glibc {version}"
 
 
 def kernel_is_local(override: Override) -> bool:
@@ -209,6 +223,7 @@ class _Resolution:
         for copy in self._spec.image.copies:
             self._try(copy.location, partial(self._origin, copy.origin))
         userland = self._try(self._spec.image.location, self._userland)
+        libc = self._try(self._spec.image.location, self._libc)
         if self._errors:
             raise UserErrors(self._errors)
         if kernel is None:
@@ -227,6 +242,7 @@ class _Resolution:
             lock=self._lock.with_missing(self._used.values()),
             used=frozenset(self._used),
             userland=userland,
+            libc=libc,
         )
 
     def _try(self, location: Location, action: Callable[[], T]) -> T | None:
@@ -258,9 +274,6 @@ class _Resolution:
     def _kernel(self) -> ResolvedComponent:
         image = self._spec.image
         folder = self._definitions.kernel(image.series)
-        if image.glibc:
-            problem = "this version of uklimg has no C library of its own: programs are linked with the base image's"
-            raise UserError(problem, hint="remove GLIBC", location=image.glibc.location)
         override = image.kernel
         if override is None:
             return self._component(ComponentKind.KERNEL, image.series, folder)
@@ -280,6 +293,30 @@ class _Resolution:
             return self._fetched_kernel(override, folder)
         # Files of the context are not locked; the series' patches and its own source are.
         return self._component(ComponentKind.KERNEL, image.series, folder)
+
+    def _libc(self) -> ResolvedComponent | None:
+        """The libc that GLIBC or else the series chooses; None for the base image's, or for an error told before."""
+        image, override = self._spec.image, self._spec.image.glibc
+        location = override.location if override else image.location
+        if override and (override.source or override.patches or not override.version):
+            problem = "GLIBC takes no --source= or --patches=: the port is made for one version"
+            raise UserError(problem, hint=f"GLIBC {UKL_LIBC}", location=location)
+        wanted = override.version if override else self._definitions.kernel(image.series).definition.libc
+        if wanted in ("", DEBIAN_LIBC):
+            return None
+        try:
+            folder = self._definitions.libc(wanted)
+        except UserError as error:
+            error.location = location
+            raise
+        version = folder.folder.rpartition("/")[2]
+        base = self._bases.get(self._stage_bases.get(image.link.stage, ""))
+        if base is None:
+            return None
+        if tools := tuple(sorted(set(folder.definition.packages))):
+            entry = self._packages_entry(base, (), tools, base.locked.packages)
+            self._tools[base.definition.name, libc_tools(version)] = entry
+        return self._component(ComponentKind.LIBC, version, folder)
 
     def _fetched_kernel(self, override: Override, folder: SourceFolder) -> ResolvedComponent:
         """The series' patches and configuration on another tarball."""

@@ -43,7 +43,7 @@ def context(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def suite_image(context: Path) -> BuildImage:
     """Build (once) the suite with a kernel configuration, as in ``base`` or ``debug+kasan``; with UKL options as in
-    ``base:BYP,RET``."""
+    ``base:BYP,RET``; linked with a libc of ours as in ``base@ukl``."""
     done: dict[str, Image] = {}
 
     def build(config: str) -> Image:
@@ -65,8 +65,10 @@ def _build(context: Path, config: str) -> Image:
 
 def _config_options(config: str) -> list[str]:
     """The options of a build that make the suite with ``config``."""
-    kernel, _, options = config.partition(":")
+    chosen, _, libc = config.partition("@")
+    kernel, _, options = chosen.partition(":")
     argv = [word for name in kernel.split("+") if name != "base" for word in ("--kernel-config", name)]
+    argv += ["--build-arg", f"GLIBC={libc}"] if libc else []
     return [*argv, "--build-arg", f"UKL={options.replace(',', ' ')}"] if options else argv
 
 

@@ -63,6 +63,7 @@ BOOTS = {
     "base-amd": Boot(
         "base", 2, "vmlinux", "spectre_v2=retpoline retbleed=unret spec_rstack_overflow=safe-ret", "EPYC"
     ),
+    "base-glibc": Boot("base@ukl", 2, "bzimage"),
     "metal-2-bzimage": Boot("metal", 2, "bzimage"),
     "debug-1-vmlinux": Boot("debug", 1, "vmlinux", "pti=on"),
     "debug-2-bzimage": Boot("debug", 2, "bzimage"),
@@ -183,6 +184,16 @@ def test_ring_3_cannot_become_ukl_with_smap(suite_image: BuildImage, how: str) -
     ended = sections(boot(suite_image(wanted.config), programs, wanted.options(), kernel=wanted.kernel))
     assert "attack: all refused" in ended["ukl:beside"].output
     assert ended["ukl:beside"].status == "exit 0"
+    assert trouble(ended["dmesg"].output) == []
+
+
+def test_a_shared_object_cannot_be_loaded_into_the_kernel(suite_image: BuildImage) -> None:
+    """With our libc dlopen fails and says why; an ordinary program of the same objects loads it."""
+    programs = [program("shared", mode) for mode in (LINUX, UKL)]
+    ended = sections(boot(suite_image("base@ukl"), [*programs, shell("dmesg", "dmesg")], RunOptions()))
+    assert ended["linux:shared"].output.count("answer: 42\n") == 3
+    assert ended["ukl:shared"].output.count("a unikernel cannot run code of shared objects") == 3
+    assert ended["ukl:shared"].status == ended["linux:shared"].status == "exit 0"
     assert trouble(ended["dmesg"].output) == []
 
 

@@ -56,6 +56,7 @@ SCRIPTS = (
     "source.py",
     "depends.py",
     "library.py",
+    "glibc.py",
 )
 ASSETS = Assets(
     b"int main;",
@@ -445,3 +446,27 @@ def test_a_path_of_the_uklfile_wins_over_the_image() -> None:
     found = planned(IMAGES.replace("RUN make", "ENV PATH=/mine\nRUN make"))
     make = found.graph.step("stage:build:2").action
     assert isinstance(make, Container) and make.env["PATH"] == "/mine"
+
+
+def test_our_libc_lies_below_the_build_stages() -> None:
+    text = UKLFILE.replace("SOURCE", "DEPENDS debian:libx-dev\nSOURCE")
+    before, after = planned(text), planned(text.replace("LINK", "GLIBC 2.41\nLINK"))
+    needs = {step.id: step.needs() for step in after.graph.steps}
+    assert needs["glibc-tools:debian-trixie"] == ("base:debian-trixie",)
+    assert needs["glibc:debian-trixie:2.41"] == ("glibc-tools:debian-trixie",)
+    assert needs["libc:debian-trixie"] == ("glibc:debian-trixie:2.41", "toolchain:debian-trixie")
+    assert needs["stage:build:1"] == ("libc:debian-trixie",)
+    for same in ("base:debian-trixie", "toolchain:debian-trixie", "kernel-kit", "init"):
+        assert before.graph.keys[same] == after.graph.keys[same]
+    actions = [found.graph.step("app:redis-server").action for found in (before, after)]
+    first, second = (action.argv for action in actions if isinstance(action, Container))
+    assert "--libc" not in first and second[second.index("--libc") + 1] == "/usr/lib/ukl/libc"
+
+
+def test_our_libc_on_an_image_of_a_registry() -> None:
+    text = UKLFILE.replace("FROM debian:trixie AS", "FROM registry.example.org/gcc:14 AS")
+    found = planned(text.replace("LINK", "GLIBC 2.41\nLINK"))
+    needs = {step.id: step.needs() for step in found.graph.steps}
+    libc = "libc:registry.example.org/gcc:14"
+    assert needs[libc] == ("glibc:debian-trixie:2.41", "toolchain:registry.example.org/gcc:14")
+    assert needs["stage:build:1"] == (libc,)

@@ -49,6 +49,14 @@ KERNEL = SourceFolder(
     "kernel/6.12", SourceDefinition("linux", "6.12.107", FILE, (FILE.origin,), "signed"), PatchSet(), {}
 )
 
+SOURCE = LockedFile("glibc.tar.xz", Digest.of(b"glibc"), 5, "debian:pool/glibc.tar.xz")
+GLIBC = SourceFolder(
+    "glibc/2.41",
+    SourceDefinition("glibc", "2.41", SOURCE, (SOURCE.origin,), "signed", packages=("gawk",)),
+    PatchSet(),
+    {},
+)
+
 
 def package(name: str, version: str = "1") -> LockedPackage:
     file = LockedFile(
@@ -61,6 +69,7 @@ def package(name: str, version: str = "1") -> LockedPackage:
 class Folders:
     base: BaseDefinition = BASE
     series: SourceFolder = KERNEL
+    glibc: SourceFolder = GLIBC
 
     def base_image(self, name: str, /) -> BaseDefinition:
         assert name == self.base.name
@@ -69,6 +78,11 @@ class Folders:
     def kernel(self, series: str, /) -> SourceFolder:
         assert series == "6.12"
         return self.series
+
+    def libc(self, version: str, /) -> SourceFolder:
+        if version not in ("ukl", "2.41"):
+            raise UserError(f"unknown glibc {version!r}")
+        return self.glibc
 
     def library(self, name: str, /) -> SourceFolder:
         raise UserError(f"unknown library {name!r}")
@@ -307,9 +321,37 @@ def unresolved(text: str) -> UserErrors:
     return caught.value
 
 
+@pytest.mark.parametrize("word", ["2.41", "ukl"])
+def test_our_libc_is_locked_with_what_its_build_needs(word: str) -> None:
+    text = UKLFILE.replace("LINK", f"GLIBC {word}\nLINK")
+    archive = Archive()
+    result = resolve(spec(text), Lock(), Folders(), archive)
+    assert archive.asked[-1] == "packages gawk on gcc libc6-dev", "whatever the stages' PACKAGES have added"
+    assert result.libc_version == "2.41-ukl"
+    locked = result.lock.get(("libc", "2.41"))
+    assert locked == LockedComponent(ComponentKind.LIBC, "2.41", "2.41", SOURCE, PatchSet().digest)
+    again = resolve(spec(text), parse_lock(format_lock(result.lock)), Folders(), None)
+    assert again.libc == result.libc and again.tools.keys() == result.tools.keys()
+    moved = replace(GLIBC, definition=replace(GLIBC.definition, version="2.41.1"))
+    with pytest.raises(UserErrors) as caught:
+        resolve(spec(text), result.lock, Folders(glibc=moved), None)
+    assert "the version of libc 2.41 changed since Uklfile.lock was made" in caught.value.errors[0].line()
+
+
+def test_the_series_chooses_the_libc_and_a_uklfile_may_differ() -> None:
+    ours = Folders(series=replace(KERNEL, definition=replace(KERNEL.definition, libc="ukl")))
+    assert resolve(spec(), Lock(), ours, Archive()).libc_version == "2.41-ukl"
+    text = UKLFILE.replace("LINK", "GLIBC debian\nLINK")
+    result = resolve(spec(text), Lock(), ours, Archive())
+    assert result.libc is None and result.libc_version == "1"
+    assert ("libc", "2.41") not in result.used
+
+
 def test_what_is_not_supported_is_said() -> None:
-    found = problems(UKLFILE.replace("LINK", "GLIBC 2.41\nLINK"))
-    assert found[0].startswith("Uklfile:10:1: this version of uklimg has no C library of its own")
+    found = problems(UKLFILE.replace("LINK", "GLIBC 2.40\nLINK"))
+    assert found == ["Uklfile:10:1: unknown glibc '2.40'"]
+    found = problems(UKLFILE.replace("LINK", "GLIBC --patches=mine 2.41\nLINK"))
+    assert found[0].startswith("Uklfile:10:1: GLIBC takes no --source= or --patches=")
     found = problems(UKLFILE.replace("FROM debian:trixie AS build", "FROM registry.example.org/gcc:14 AS build"))
     assert len(found) == 2 and all("nothing can be added to registry.example.org/gcc:14" in f for f in found)
 

@@ -33,6 +33,8 @@ UNDEFINED = re.compile(r"undefined reference to `([^']+)'")
 TRUNCATED = re.compile(r"relocation truncated to fit: (\S+) against")
 # In these libraries' place the link has a group with all of them, which resolves what they need of one another.
 LIBC_FAMILY = {"-lc", "-lpthread", "-ldl", "-lrt", "-lutil", "-lgcc", "-lgcc_eh", "-lgcc_s"}
+# What a libc of ours calls.
+ENTRY = "__ukl_syscall"
 
 
 # The data's first address, as in an ordinary program.
@@ -60,8 +62,11 @@ class LinkError(Exception):
         self.detail = detail
 
 
-def gcc_file(name: str) -> str:
-    """The path of a file that gcc knows where to find (crt1.o, crtbeginS.o)."""
+def start_file(name: str, libc: Path | None) -> str:
+    """The path of crt1.o, crtbeginS.o and the like: of ``libc``, or what gcc finds."""
+    own = libc / name if libc else None
+    if own and own.is_file():
+        return str(own)
     done = subprocess.run(["gcc", f"-print-file-name={name}"], capture_output=True, text=True, check=True)
     return done.stdout.strip()
 
@@ -94,6 +99,7 @@ def link_cmd(
     obj: Path,
     out: Path,
     libs: list[str],
+    libc: list[str],
     options: list[str],
     crt: dict[str, str],
     folders: list[str],
@@ -111,7 +117,7 @@ def link_cmd(
         "-T", str(script), "-o", str(out), *options,
         crt["crt1.o"], crt["crti.o"], crt["crtbeginS.o"], str(obj),
         *(f"-L{folder}" for folder in folders),
-        *middle, "--start-group", "-lgcc", "-lgcc_eh", "-lc", "--end-group",
+        *middle, "--start-group", "-lgcc", "-lgcc_eh", *libc, "--end-group",
         crt["crtendS.o"], crt["crtn.o"],
     ]  # fmt: skip
 
@@ -121,22 +127,32 @@ def run_linker(cmd: list[str]) -> tuple[int, str]:
     return done.returncode, done.stderr
 
 
-def link(obj: Path, info: dict[str, object], out: Path, place: Place, kernel: dict[str, int]) -> list[str]:
-    """Link ``obj`` to ``out``; names it lacks are looked for in the kernel. Returns those taken from there."""
-    crt = {n: gcc_file(n) for n in ("crt1.o", "crti.o", "crtbeginS.o", "crtendS.o", "crtn.o")}
+def link(
+    obj: Path, info: dict[str, object], out: Path, place: Place, kernel: dict[str, int], libc: Path | None = None
+) -> list[str]:
+    """Link ``obj`` to ``out``; names it lacks are looked for in the kernel. Returns those taken from there.
+
+    ``libc`` is the folder of a libc of ours, None for the base image's own. What it calls for a system call is in the
+    kernel; one without gets what ordinary programs have, an instruction.
+    """
+    crt = {n: start_file(n, libc) for n in ("crt1.o", "crti.o", "crtbeginS.o", "crtendS.o", "crtn.o")}
     libs = [str(x) for x in info.get("libs", [])]  # type: ignore[attr-defined]
     if info.get("language") == "c++" and "-lstdc++" not in libs:
         libs = ["-lstdc++", *libs]
     if "-lm" not in libs:
         libs.append("-lm")
+    own = [str(libc / "libc-ukl.a")] if libc else ["-lc"]
+    if libc and ENTRY not in kernel:
+        own.append(str(libc / "libukl.a"))
     options = [str(x) for x in info.get("ld_options", [])]  # type: ignore[attr-defined]
-    folders = library_folders()
+    folders = [*([str(libc)] if libc else []), *library_folders()]
 
     def attempt(symbols: dict[str, int]) -> tuple[int, str]:
         cmd = link_cmd(
             obj=obj,
             out=out,
             libs=libs,
+            libc=own,
             options=options,
             crt=crt,
             folders=folders,
@@ -193,7 +209,7 @@ def build(args: argparse.Namespace) -> None:
     text_limit = int(kit["text_mib"]) * embed.MIB
     check_sizes(elf.Elf(args.object.read_bytes()), text_limit)
     kernel = kernel_symbols(args.kit / "System.map")
-    taken = link(args.object, info, program, Place(text_start), kernel)
+    taken = link(args.object, info, program, Place(text_start), kernel, args.libc)
     linked = program.read_bytes()
     code, rest, address = embed.split(linked)
     if address != text_start:
@@ -203,7 +219,7 @@ def build(args: argparse.Namespace) -> None:
         second = Path(folder) / "moved"
         place = Place(text_start, MOVED, f"0x{elf.Elf(linked).build_id()}")
         with contextlib.redirect_stderr(io.StringIO()):  # the linker's warnings were shown
-            link(args.object, info, second, place, kernel)
+            link(args.object, info, second, place, kernel, args.libc)
         there = embed.split(second.read_bytes())[:2]
     symbols = embed.symbol_table(elf.Elf(linked).functions(), text_start, len(code))
     rows, options = callers(linked, text_start, len(code)), sum(embed.OPTIONS[word] for word in set(args.ukl))
@@ -229,6 +245,7 @@ def main() -> int:
     parser.add_argument("--object", type=Path, required=True, help="the relocatable object of the application")
     parser.add_argument("--info", type=Path, required=True, help="the JSON file beside it")
     parser.add_argument("--kit", type=Path, required=True, help="folder of the kernel kit")
+    parser.add_argument("--libc", type=Path, help="folder of a libc of ours; without it the base image's is linked")
     parser.add_argument("--name", required=True, help="name of the application, at most 63 bytes")
     parser.add_argument("--ukl", action="append", default=[], choices=embed.OPTIONS, help="an option of the kernel's")
     parser.add_argument("--out", type=Path, required=True, help="an empty folder")

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from uklimg.graph import Container, Output, Step
 from uklimg.recipes.scripts import HOME, python, scripts
+from uklimg.recipes.toolchain import LIBC
 
 RECIPE_VERSION = 1
 LINK_FILES = ("app.lds", "elf.py", "embed.py", "frames.py", "link.py")
@@ -27,14 +28,17 @@ def app_step(
     link: Mapping[str, bytes],
     inside: Mapping[str, bytes],
     ukl: Sequence[str] = (),
+    libc: bool = False,
 ) -> Step:
     """A TREE step: ``vmlinux`` (the kernel with the application inside), ``<name>.debug``, ``info.json``.
 
     ``stage`` is the step whose root file system has ``program`` and the object that the wrapper kept of it; ``kit``
     a step of ``recipes.kernel``; ``link`` and ``inside`` the contents of the package's folders of these names;
     ``ukl`` the words of the options that the kernel turns on for it (``OPTIONS`` of ``uklimg/link/embed.py``).
+    ``libc``: ``stage`` has a libc of ours.
     """
     options = [word for option in sorted(set(ukl)) for word in ("--ukl", option)]
+    options += ["--libc", LIBC] if libc else []
     argv = python("inside/app.py", program, "--kit", "/in/kit", "--name", name, *options, "--out", "/out")
     return Step(
         id=step_id(name),

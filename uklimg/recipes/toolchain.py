@@ -19,6 +19,7 @@ BINARIES = "usr/bin"
 TRIPLET = "x86_64-ukl-linux-gnu"
 OBJECTS = "/var/lib/ukl/objects"
 MOUNT = "/run/ukl-toolchain"
+LIBC = f"/{HOME}/libc"  # where a libc of ours lies, of which programs are linked then (driver.py)
 
 # Files of the package uklimg.toolchain that run in the container.
 MODULES = (

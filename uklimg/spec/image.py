@@ -9,8 +9,10 @@ from dataclasses import dataclass, field
 from uklimg.errors import Location, UserError
 from uklimg.spec import values
 from uklimg.spec.model import (
+    DEBIAN_LIBC,
     DEFAULT_MEMORY,
     DEFAULT_SHELL,
+    UKL_LIBC,
     USERLANDS,
     BuildStage,
     Command,
@@ -281,7 +283,8 @@ class _Reader:
             usage = RULES[directive.keyword].usage
             raise UserError(f"{directive.keyword} says nothing", hint=usage, location=directive.location)
         example = "2.41" if directive.keyword == "GLIBC" else f"{self.series.name}.1"
-        if text and not re.fullmatch(r"[0-9]+(\.[0-9]+){1,2}", text, re.ASCII):
+        words = (DEBIAN_LIBC, UKL_LIBC) if directive.keyword == "GLIBC" else ()
+        if text and text not in words and not re.fullmatch(r"[0-9]+(\.[0-9]+){1,2}", text, re.ASCII):
             raise UserError(f"{quoted(text)} is not a version", hint=f"as in {example}", location=location)
         if text and directive.keyword == "KERNEL" and not f"{text}.".startswith(f"{self.series.name}."):
             message = f"kernel {text} is not of the series {self.series.name}"

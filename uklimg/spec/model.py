@@ -20,6 +20,8 @@ DEFAULT_SHELL = ("/bin/sh", "-c")
 DEFAULT_MEMORY = 256 << 20
 USERLANDS: Mapping[str, tuple[str, ...]] = {"none": (), "busybox": ("busybox-static",)}
 """What USERLAND may name, and the Debian packages that it consists of."""
+DEBIAN_LIBC, UKL_LIBC = "debian", "ukl"
+"""What GLIBC may name instead of a version: the base image's own, or the newest of ours."""
 HEREDOC_FOLDER = "/dev/pipes"  # where BuildKit puts a heredoc that is a script with a #! line
 
 
@@ -231,7 +233,8 @@ class BuildStage:
 
 @dataclass(frozen=True)
 class Override:
-    """KERNEL or GLIBC: empty fields leave the series' choice. ``patches`` is a folder of the context."""
+    """KERNEL or GLIBC: empty fields leave the series' choice. ``patches`` is a folder of the context. GLIBC's version
+    may be DEBIAN_LIBC or UKL_LIBC."""
 
     location: Location
     version: str = ""

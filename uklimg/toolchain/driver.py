@@ -6,7 +6,7 @@ that needs no relocation at start, accepts every static archive, and is the layo
 """
 
 # os.path and not pathlib, whose import would double the start-up time of every compilation.
-# ruff: noqa: PTH118, PTH119, PTH120
+# ruff: noqa: PTH112, PTH118, PTH119, PTH120
 
 from __future__ import annotations
 
@@ -117,6 +117,11 @@ def command(args: list[str]) -> tuple[list[str], bool]:
     return ["-static", "-no-pie", *kept], True
 
 
+def libc_options(folder: str) -> list[str]:
+    """What leads gcc to the libc in ``folder``, if there is one (uklimg/inside/glibc.py); else it links its own."""
+    return [f"-B{folder}/"] if os.path.isdir(folder) else []
+
+
 def compiler_path(folder: str, old: str) -> str:
     return f"{folder}:{old}" if old else folder
 
@@ -127,7 +132,9 @@ def main() -> None:
     args, links = command(sys.argv[1:])
     environment = dict(os.environ)
     if links:
-        folder = os.path.join(os.path.dirname(os.path.realpath(sys.argv[0])), "ld")
+        home = os.path.dirname(os.path.realpath(sys.argv[0]))
+        args = [*libc_options(os.path.join(home, "libc")), *args]
+        folder = os.path.join(home, "ld")
         environment["COMPILER_PATH"] = compiler_path(folder, environment.get("COMPILER_PATH", ""))
     try:
         os.execve(compiler, [compiler, *args], environment)

@@ -1,0 +1,102 @@
+"""Our libc, built as any image's: what it may not contain, whatever the compiler makes of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from uklimg import proc
+from uklimg.digest import Digest
+from uklimg.recipes.glibc import step_id
+from uklimg.settings import read_settings
+from uklimg.store import Store
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(3600)]
+
+UKLFILE = "FROM debian:trixie AS build\nRUN true\nFROM ukl:6.12\nGLIBC 2.41\nLINK --from=build /p\n"
+ARCHIVES = ("libc-ukl.a", "libm-ukl.a", "libmvec.a", "libresolv.a")
+ENTRY = "__ukl_syscall"
+# What keeps the instruction, with how many: they do not return to the frame that issued it (docs/glibc.md).
+ALLOWED = {("clone.o", "__clone"): 2, ("clone3.o", "__clone3"): 2, ("vfork.o", "__libc_vfork"): 1}
+ALLOWED[("libc_sigaction.o", "__restore_rt")] = 1
+# They compare an address with the entry's.
+ASKS = {"cancellation.o", "pthread_cancel.o", "dl-open.o"}
+
+
+@pytest.fixture(scope="module")
+def kit(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The libc as build stages get it."""
+    folder = tmp_path_factory.mktemp("glibc")
+    (folder / "Uklfile").write_text(UKLFILE)
+    run = [sys.executable, "-m", "uklimg"]
+    proc.run([*run, "build", "--target", "build", str(folder)], env=dict(os.environ), timeout=3000)
+    planned = proc.run([*run, "plan", "--format", "json", str(folder)], env=dict(os.environ))
+    (key,) = (step["key"] for step in json.loads(planned.text) if step["step"] == step_id("debian-trixie", "2.41"))
+    store = Store(read_settings(os.environ, Path.cwd()).store)
+    found = store.lookup(Digest.parse(key))
+    assert found is not None
+    return store.tree(found)
+
+
+def disassembly(archive: Path, *options: str) -> Iterator[tuple[str, str, str]]:
+    """(member, function, line) of an archive."""
+    argv = ["objdump", "--disassemble", "--no-addresses", *options, str(archive)]
+    member = function = ""
+    for line in subprocess.run(argv, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines():
+        if found := re.fullmatch(r"(\S+):\s+file format .*", line):
+            member = found[1]
+        elif found := re.fullmatch(r"<(.+)>:", line):
+            function = found[1]
+        else:
+            yield member, function, line
+
+
+def test_system_calls_are_calls(kit: Path) -> None:
+    instructions: Counter[tuple[str, str]] = Counter()
+    for name in ARCHIVES:
+        for member, function, line in disassembly(kit / name, "--no-show-raw-insn"):
+            instructions[member, function] += line.split()[:1] in (["syscall"], ["sysenter"], ["int"])
+    assert +instructions == ALLOWED
+
+
+def test_the_entry_is_called_as_the_kernel_wants_it(kit: Path) -> None:
+    """Its address in RCX, by a call of two bytes, so that a system call can be restarted."""
+    lines = list(disassembly(kit / "libc-ukl.a", "--reloc", "--show-raw-insn"))
+    calls: Counter[str] = Counter()
+    for number, (member, function, line) in enumerate(lines):
+        if ENTRY not in line or member in ASKS:
+            continue
+        before, after = lines[number - 1][2], lines[number + 1][2]
+        assert re.search(r"48 8d 0d .*lea +0x0\(%rip\),%rcx", before), (member, function, before)
+        assert re.search(r"R_X86_64_(PC32|PLT32)", line), (member, function, line)
+        assert re.search(r"^\s*ff d1\s+call +\*%rcx", after), (member, function, after)
+        calls[member] += 1
+    assert len(calls) > 300 and {"getppid.o", "syscall.o", "syscall_cancel.o", "getcontext.o"} <= set(calls)
+
+
+def test_what_calls_has_no_red_zone(kit: Path) -> None:
+    """A function with a call of the entry keeps nothing below the stack pointer: its return address lies there."""
+    calling: set[tuple[str, str]] = set()
+    below: set[tuple[str, str]] = set()
+    for member, function, line in disassembly(kit / "libc-ukl.a", "--reloc", "--no-show-raw-insn"):
+        if ENTRY in line:
+            calling.add((member, function))
+        elif re.search(r"-0x[0-9a-f]+\(%rsp\)", line) and not line.split()[0].startswith("lea"):
+            below.add((member, function))
+    # It moves the stack pointer for the call (0002).
+    assert calling & below == {("____longjmp_chk.o", "____longjmp_chk")}
+
+
+def test_objects_can_lie_anywhere(kit: Path) -> None:
+    for name in ARCHIVES:
+        argv = ["readelf", "--wide", "--relocs", str(kit / name)]
+        text = subprocess.run(argv, stdout=subprocess.PIPE, text=True, check=True).stdout
+        assert not re.search(r"R_X86_64_(32|32S|16|8)\b", text), name
