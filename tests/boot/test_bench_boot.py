@@ -4,6 +4,7 @@ boot. What the figures are is for benchmarks."""
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -44,3 +45,20 @@ def test_what_cannot_be_measured_is_said_at_once(words: tuple[str, ...], problem
     done = uklimg("bench", *words)
     assert done.status == 1
     assert problem in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_a_flame_graph_has_the_application_above_the_kernel(tmp_path: Path) -> None:
+    """Redis, as other tests boot it; perf and its libraries are taken from Debian once."""
+    uklimg_test = "uklimg-test/example:base"
+    words = ("--client", "redis", "--requests", "300", "--accel", "tcg", "--progress", "plain")
+    out, folded = tmp_path / "redis.svg", tmp_path / "redis.txt"
+    done = uklimg("profile", *words, "-o", str(out), "--folded", str(folded), uklimg_test)
+    assert done.status == 0, done.stderr
+    assert done.stdout.startswith(f"{out}: ")
+    stacks = folded.read_text()
+    # From the first function of the program, through the C library, into the kernel.
+    assert re.search(r"^redis-server;_start;.*;main;aeMain;.*;do_syscall_64;.*tcp_sendmsg", stacks, re.MULTILINE), (
+        stacks
+    )
+    assert "(application)</title>" in out.read_text() and "(kernel)</title>" in out.read_text()
+    assert "default_idle" not in stacks

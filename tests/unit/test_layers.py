@@ -39,6 +39,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "keydiff",
         "outlook",
         "bench",
+        "profiling",
     ),
     2: (
         "proc",
@@ -89,6 +90,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "sources",
         "imagelock",
         "bench.boot",
+        "profiling.boot",
     ),
     5: ("console", "turns", "cli", "__main__"),
 }

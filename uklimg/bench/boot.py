@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -89,11 +89,16 @@ def _roles(files: BootFiles) -> Mapping[str, Path]:
 
 
 def _with_client(initramfs: Path, client: Path | None, folder: Path) -> Path:
-    """A second archive behind the image's own: the kernel unpacks one after the other."""
     if client is None:
         raise InternalError("the suite needs a client")
-    out = folder / "initramfs.cpio"
     entries = [cpio.directory("bench"), cpio.regular(_CLIENT, client.read_bytes(), 0o755)]
+    return appended(initramfs, entries, folder)
+
+
+def appended(initramfs: Path, entries: Sequence[cpio.Entry], folder: Path) -> Path:
+    """A file in ``folder``: an archive of ``entries`` behind the image's own. The kernel unpacks one after the other,
+    and files of the same name are those of the later one."""
+    out = folder / "initramfs.cpio"
     with out.open("wb") as file:
         file.write(initramfs.read_bytes())
         file.write(bytes(-file.tell() % 4))

@@ -108,7 +108,7 @@ def _measure(args: argparse.Namespace, host: Host, suites: tuple[Suite, ...], si
             measure=_what(args.measure, accel, sink),
             accel=accel,
             env=host.env,
-            client=shop.client if any(suite.client(Measure.TIME, 1) for suite in suites) else None,
+            client=shop.program("client") if any(suite.client(Measure.TIME, 1) for suite in suites) else None,
             cmdline=args.cmdline,
             tsc_khz=host_tsc_khz(booting.cpuinfo()),
             samples=args.samples,

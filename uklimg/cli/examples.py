@@ -33,6 +33,13 @@ EXAMPLES: Mapping[str, tuple[tuple[str, str], ...]] = {
         ("uklimg bench redis --variant base --variant BYP --picture redis.svg", "two of them, and a picture"),
         ("uklimg bench all --format json --output bench.json", "everything, for a program to read"),
     ),
+    "profile": (
+        ("uklimg profile --client redis redis", "Redis under the load of `uklimg bench redis`: profile.svg"),
+        (
+            "uklimg profile -p 8080:80 --seconds 30 -o nginx.svg nginx",
+            "30 seconds of load from outside",
+        ),
+    ),
     "plan": (
         ("uklimg plan", "which steps `build` would run, why, and how long that may take"),
         ("uklimg plan --target build --format json", "one stage, for a program to read"),

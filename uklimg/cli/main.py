@@ -29,6 +29,7 @@ VERBS = (
     "run",
     "test",
     "bench",
+    "profile",
     "plan",
     "explain",
     "lock",

@@ -20,11 +20,11 @@ from uklimg.graph import Graph
 from uklimg.lock import Lock, LockedComponent, format_lock, parse_lock
 from uklimg.plan import Options, Plan
 from uklimg.project import open_project, plan_project, resolve_project
+from uklimg.recipes.perf import perf_step
 from uklimg.recipes.program import step_id as program_step
 from uklimg.resolve import ResolvedSpec
 from uklimg.store import StepResult, Store
 
-CLIENT = "workloads/client/Uklfile"
 # Names sources whose files mirrors have.
 _SOURCES = "apps/sources.lock"
 # What was resolved once stays, so that figures compare with those of last time.
@@ -59,12 +59,18 @@ class Workshop:
         vmlinux, bzimage, initramfs = (boot_file(self._store, image, role) for role in oci.PATHS)
         return BootFiles(image.run, vmlinux, bzimage, initramfs)
 
+    def program(self, name: str) -> Path:
+        """The program of workloads/NAME, an ordinary static one."""
+        made = self._plan(f"workloads/{name}/Uklfile", "workloads", (), Options(twin=True))
+        program = made.run.program
+        return self._store.tree(self._make(Graph.of(made.graph.steps, program_step(program)))) / program
+
     @cached_property
-    def client(self) -> Path:
-        """The client of servers, an ordinary program."""
-        made = self._plan(CLIENT, "workloads", (), Options(twin=True))
-        name = made.run.program
-        return self._store.tree(self._make(Graph.of(made.graph.steps, program_step(name)))) / name
+    def perf(self) -> Path:
+        """A folder with perf."""
+        made = self._plan("workloads/perf/Uklfile", "workloads", (), Options(target="tools"))
+        step = perf_step(made.graph.target)
+        return self._store.tree(self._make(Graph.of([*made.graph.steps, step], step.id)))
 
     def _plan(self, uklfile: str, context: str, words: Sequence[str], wanted: Options) -> Plan:
         """``words`` are further lines of the image stage."""
