@@ -15,7 +15,7 @@ pytestmark = pytest.mark.boot
 TAG = "uklimg-test/refused:1"
 SAID = {
     "int80": "does nothing",
-    "run_time_code": "signal 11",
+    "run_time_code": "refused",
     "executable_stack": "signal 11",
     "segments": "the kernel's",
     "kernel_option": "ENOSYS",

@@ -22,7 +22,7 @@ _ASM = re.compile(r"\bint\s+\$?\$?0x80\b|\bsysenter\b|%?%gs:", re.IGNORECASE)
 _JIT = Rule(
     "run-time-code",
     Level.WARNING,
-    "{name}: code that is made at run time gets SIGSEGV: the program's data are never executed",
+    "{name}: code that is made at run time does not run: mmap and mprotect refuse it (EACCES)",
     "build without the JIT compiler",
 )
 _GS = Rule("segments", Level.WARNING, "{name}: in the program GS is the kernel's, not the thread's")
