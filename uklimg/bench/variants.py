@@ -11,6 +11,8 @@ from uklimg.errors import UserError
 BASE = Variant("base")
 # The paper's systems, and on from there; what a kernel does not know is left out.
 _LADDER = (("BYP",), ("RET",), ("RET", "BYP"), ("RET", "BYP", "SHORTCUT"), ("NSS", "BYP"), ("NSS", "RET", "BYP"))
+# What is also tried with our own C library: system calls as calls, without more and without the work around them.
+_CALLED: tuple[tuple[str, ...], ...] = ((), ("BYP",))
 
 
 def named(options: Sequence[str], glibc: str = "") -> Variant:
@@ -28,8 +30,8 @@ def every(known: Mapping[str, UklHow], glibc: str = "") -> tuple[Variant, ...]:
     taken = [names for names in _LADDER if all(name in options for name in names)]
     covered = {name for names in taken for name in names}
     taken += [(name,) for name in options if name not in covered]
-    called = [named((), glibc)] if glibc else []
-    return (LINUX, BASE, *called, *(named(names, glibc) for names in taken))
+    called = [named(names, glibc) for names in _CALLED if glibc and all(name in options for name in names)]
+    return (LINUX, BASE, *(named(names) for names in taken), *called)
 
 
 def chosen(texts: Sequence[str], known: Mapping[str, UklHow], glibc: str = "") -> tuple[Variant, ...]:
