@@ -13,7 +13,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -150,11 +150,13 @@ class Bench:
         self._events = _Recorder(sink)
         self.store: Store = host.store(self._events)
 
-    def graph(self, uklfile: Path, context: Path, *, twin: bool = False) -> Graph:
+    def graph(
+        self, uklfile: Path, context: Path, *, twin: bool = False, build_args: Mapping[str, str] | None = None
+    ) -> Graph:
         """The steps of a Uklfile's image, or of its plain-Linux twin's, with the versions of the lock, or of the
         tests' own. Writes no lock."""
         data = self.host.data()
-        project = open_project(uklfile, context, {}, data)
+        project = open_project(uklfile, context, build_args or {}, data)
         text = self._lock.read_text(encoding="utf-8")
         project = replace(project, lock=parse_lock(text, str(self._lock)))
         with self.host.resolver(self.store, self._events) as resolver:

@@ -3,6 +3,9 @@
 Both programs are one and the same, run one after the other in one boot under QEMU's ``-icount shift=0,sleep=off``,
 where the time stamp counter counts instructions. So the numbers are repeatable to the instruction, on any machine.
 ``guest/ops.c`` says what each is. QEMU counts ``syscall``, ``sysret`` and ``iretq`` as one instruction each.
+
+The program in the kernel runs twice, in boots of their own: as the base model has it, and linked with the option BYP.
+Some operations are also counted with the kernel's called entry in place of the instruction.
 """
 
 from __future__ import annotations
@@ -44,6 +47,8 @@ OPERATIONS = {
     "timer": "timer interrupt",
 }
 CLEAR = "clear-page"
+# Before the name of what is counted with the kernel's called entry.
+CALLED = "called-"
 
 
 @dataclass(frozen=True)
@@ -64,17 +69,19 @@ def main() -> int:
 
 def measure(found: bench.Bench, args: argparse.Namespace) -> report.Report:
     graph = found.graph(GUEST / "Uklfile", GUEST)
+    bypass = found.graph(GUEST / "Uklfile", GUEST, build_args={"UKL": "BYP"})
     plain = found.host.path(args.kernel) if args.kernel else None
     if args.plain_kernel:
         plain = found.tree(byhand.plain_kernel(graph), byhand.PLAIN) / "vmlinux"
     tables = []
-    with found.booted(graph) as files:
+    with found.booted(graph) as files, found.booted(bypass) as others:
+        program = Program(files.run.program)
         for name, cmdline in VARIANTS.items():
-            both = boot(found, files, files.vmlinux, cmdline, {RING3: TWIN, CPL0: Program(files.run.program)})
+            both = boot(found, files, files.vmlinux, cmdline, {RING3: TWIN, CPL0: program})
+            byp = boot(found, files, others.vmlinux, cmdline, {CPL0: program})
             unpatched = boot(found, files, plain, cmdline, {RING3: TWIN}) if plain else {}
-            tables.append(
-                table(f"{name} ({cmdline or 'no parameter'})", unpatched.get(RING3), both[RING3], both[CPL0])
-            )
+            title = f"{name} ({cmdline or 'no parameter'})"
+            tables.append(table(title, unpatched.get(RING3), both[RING3], {"UKL": both[CPL0], "BYP": byp[CPL0]}))
     return report.Report("instructions", report.machine(found.host.env), tuple(tables))
 
 
@@ -114,15 +121,23 @@ def parse(text: str) -> list[Counts]:
     return [Counts(cpl, minimum) for cpl, minimum in runs]
 
 
-def table(title: str, plain: Counts | None, ring3: Counts, ukl: Counts) -> report.Table:
+def table(title: str, plain: Counts | None, ring3: Counts, ukl: Mapping[str, Counts]) -> report.Table:
+    """``ukl``: what the program counted in the kernel, by name; by the instruction and, where known, by calls."""
     rows: list[tuple[report.Cell, ...]] = []
     for name, label in OPERATIONS.items():
-        before, after = ring3.minimum[name], ukl.minimum[name]
-        unpatched = (plain.minimum[name],) if plain else ()
-        rows.append((label, *unpatched, before, after, after - before, after / before))
-    columns = ("operation", *(("without patches",) if plain else ()), "ring 3", "UKL", "difference", "ratio")
-    note = f"{ukl.minimum[CLEAR]:,} instructions of each fault that writes are `rep stosb`, which clears the page."
-    return report.Table(title, columns, tuple(rows), note)
+        before = ring3.minimum[name]
+        row: list[report.Cell] = [label, *((plain.minimum[name],) if plain else ()), before]
+        for counts in ukl.values():
+            for key in (name, CALLED + name):
+                after = counts.minimum.get(key)
+                row += [None, None] if after is None else [after, after / before]
+        rows.append(tuple(row))
+    columns = ["operation", *(("without patches",) if plain else ()), "ring 3"]
+    for name in ukl:
+        columns += [name, "ratio", f"{name}, called", "ratio"]
+    cleared = next(iter(ukl.values())).minimum[CLEAR]
+    note = f"{cleared:,} instructions of each fault that writes are `rep stosb`, which clears the page."
+    return report.Table(title, tuple(columns), tuple(rows), note)
 
 
 if __name__ == "__main__":

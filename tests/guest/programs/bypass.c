@@ -50,7 +50,7 @@ static long checked(const char *what, long result)
 	return result;
 }
 
-/* `calls` times getppid(2) by `entry`, or by the instruction for NULL, with all vector registers live; 0: all were kept. */
+/* `calls` times sched_yield(2), which switches to others, by `entry`, or by the instruction for NULL, with all vector registers live; 0: all were kept. */
 long live_ymm(long calls, void *entry, const uint64_t vector[16][4]);
 long live_xmm(long calls, void *entry, const uint64_t vector[16][4]);
 #define LIVE(name, move, compare, last)                                                                                    \
@@ -58,7 +58,7 @@ long live_xmm(long calls, void *entry, const uint64_t vector[16][4]);
 		"	push %rbx\n	push %r12\n	push %r13\n"                                                            \
 		"	mov %rdi, %rbx\n	mov %rsi, %r12\n	mov %rdx, %r13\n"                                        \
 		"	.irp i, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14\n	" move "\n	.endr\n"                          \
-		"1:	mov $110, %eax\n"                                                                                  \
+		"1:	mov $24, %eax\n"                                                                                   \
 		"	mov %r12, %rcx\n"                                                                                  \
 		"	test %rcx, %rcx\n"                                                                                 \
 		"	jz 2f\n"                                                                                           \

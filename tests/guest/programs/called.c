@@ -78,7 +78,12 @@ static void *kick(void *thread)
 static void *kick_and_write(void *at)
 {
 	int *fd = (int *)at;
+	sigset_t usr1;
 
+	/* The thread that waits shall take it. */
+	sigemptyset(&usr1);
+	sigaddset(&usr1, SIGUSR1);
+	CHECK_OK(pthread_sigmask(SIG_BLOCK, &usr1, NULL));
 	ukl_sleep_ms(100);
 	CHECK(kill(getpid(), SIGUSR1) == 0);
 	ukl_sleep_ms(100);
@@ -91,12 +96,9 @@ static void interrupted(void)
 	struct timespec time = {30, 0}, left = {0, 0};
 	pthread_t self = pthread_self(), other;
 	int pipe_fd[2];
-	sigset_t usr1;
 	char byte = 0;
 
 	SYS(pipe(pipe_fd));
-	sigemptyset(&usr1);
-	sigaddset(&usr1, SIGUSR1);
 	handled = 0;
 	ukl_handle(SIGUSR1, handle, 0);
 	CHECK_OK(pthread_create(&other, NULL, kick, &self));
@@ -110,7 +112,6 @@ static void interrupted(void)
 
 	ukl_handle(SIGUSR1, handle, SA_RESTART);
 	CHECK_OK(pthread_create(&other, NULL, kick_and_write, &pipe_fd[1]));
-	/* The other thread must not take it. */
 	CHECK_EQ(called(SYS_read, pipe_fd[0], (long)&byte, 1, 0, 0, 0), 1);
 	CHECK_OK(pthread_join(other, NULL));
 	CHECK_EQ(byte, 'x');
@@ -290,25 +291,38 @@ static void filtered(void)
 	puts("seccomp filters each call");
 }
 
-/* A function of the kernel's that sleeps, is interrupted, and is called again; and one that takes arguments. */
+/* Functions of the kernel's: that take arguments, sleep, are interrupted, and are called again. */
 static void kernel_functions(void)
 {
 	if (call_entry != ring3_entry) {
-		unsigned long by = call_symbol("__ukl_call"), root = call_symbol("int_sqrt");
-		unsigned long sleep = call_symbol("schedule_timeout_uninterruptible");
-		unsigned long doze = call_symbol("schedule_timeout_interruptible");
+		unsigned long by = call_symbol("__ukl_call"), root = call_symbol("int_sqrt"), get = call_symbol("ksys_read");
+		unsigned long doze = call_symbol("schedule_timeout_interruptible"), sleep = call_symbol("hrtimer_nanosleep");
 		pthread_t self = pthread_self(), other;
+		int pipe_fd[2];
+		char byte = 0;
 
-		CHECK(by && root && sleep && doze);
+		CHECK(by && root && get && doze && sleep);
+		SYS(pipe(pipe_fd));
 		CHECK_EQ(call_kernel(by, root, 1 << 20, 0, 0), 1 << 10);
-		for (int n = 0; n < 10; n++)
-			CHECK_EQ(call_kernel(by, sleep, 1, 0, 0), 0);
+		CHECK_EQ(call_kernel(by, sleep, 1000000, 1, CLOCK_MONOTONIC), 0);
+		CHECK_EQ(call_kernel(by, get, 12345, (long)&byte, 1), -EBADF);
 		handled = 0;
 		CHECK_OK(pthread_create(&other, NULL, kick, &self));
 		/* In jiffies, some seconds: it ends early, with what is left. */
 		CHECK(call_kernel(by, doze, 3000, 0, 0) > 0);
 		CHECK_OK(pthread_join(other, NULL));
-		CHECK_EQ(handled, 1);
+		CHECK_OK(pthread_create(&other, NULL, kick, &self));
+		CHECK_EQ(call_kernel(by, sleep, 30000000000, 1, CLOCK_MONOTONIC), -EINTR);
+		CHECK_OK(pthread_join(other, NULL));
+		CHECK_OK(pthread_create(&other, NULL, kick_and_write, &pipe_fd[1]));
+		CHECK_EQ(call_kernel(by, get, pipe_fd[0], (long)&byte, 1), 1);
+		CHECK_OK(pthread_join(other, NULL));
+		CHECK_EQ(byte, 'x');
+		CHECK_EQ(handled, 3);
+		ukl_handle(SIGUSR1, handle, 0);
+		CHECK_OK(pthread_create(&other, NULL, kick, &self));
+		CHECK_EQ(call_kernel(by, get, pipe_fd[0], (long)&byte, 1), -EINTR);
+		CHECK_OK(pthread_join(other, NULL));
 	}
 	puts("functions of the kernel are called");
 }
