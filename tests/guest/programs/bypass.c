@@ -50,7 +50,10 @@ static long checked(const char *what, long result)
 	return result;
 }
 
-/* `calls` times sched_yield(2), which switches to others, by `entry`, or by the instruction for NULL, with all vector registers live; 0: all were kept. */
+/*
+ * `calls` times sched_yield(2), which switches to other threads, by `entry`, or by the instruction for NULL, with all vector
+ * registers live; 0: all were kept.
+ */
 long live_ymm(long calls, void *entry, const uint64_t vector[16][4]);
 long live_xmm(long calls, void *entry, const uint64_t vector[16][4]);
 #define LIVE(name, move, compare, last)                                                                                    \
