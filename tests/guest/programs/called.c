@@ -121,6 +121,14 @@ static void interrupted(void)
 	puts("signals interrupt and restart");
 }
 
+static void stop_and_continue(pid_t child)
+{
+	ukl_sleep_ms(100);
+	SYS(kill(child, SIGSTOP));
+	ukl_sleep_ms(50);
+	SYS(kill(child, SIGCONT));
+}
+
 /* Without a handler a stop interrupts, and the kernel goes on by restart_syscall(2). */
 static void stopped(void)
 {
@@ -129,10 +137,7 @@ static void stopped(void)
 
 	if (child == 0)
 		_exit(called(SYS_nanosleep, (long)&time, 0, 0, 0, 0, 0) == 0 ? 7 : 1);
-	ukl_sleep_ms(100);
-	SYS(kill(child, SIGSTOP));
-	ukl_sleep_ms(50);
-	SYS(kill(child, SIGCONT));
+	stop_and_continue(child);
 	ukl_wait_exit(child, 7);
 	puts("a stop in between is no error");
 }
@@ -300,6 +305,7 @@ static void kernel_functions(void)
 		pthread_t self = pthread_self(), other;
 		int pipe_fd[2];
 		char byte = 0;
+		pid_t child;
 
 		CHECK(by && root && get && doze && sleep);
 		SYS(pipe(pipe_fd));
@@ -323,6 +329,12 @@ static void kernel_functions(void)
 		CHECK_OK(pthread_create(&other, NULL, kick, &self));
 		CHECK_EQ(call_kernel(by, get, pipe_fd[0], (long)&byte, 1), -EINTR);
 		CHECK_OK(pthread_join(other, NULL));
+		/* restart_syscall(2) would go on with a sleep that a stop interrupted; here there is no system call. */
+		child = (pid_t)SYS(fork());
+		if (child == 0)
+			_exit(call_kernel(by, sleep, 30000000000, 1, CLOCK_MONOTONIC) == -EINTR ? 24 : 1);
+		stop_and_continue(child);
+		ukl_wait_exit(child, 24);
 	}
 	puts("functions of the kernel are called");
 }
