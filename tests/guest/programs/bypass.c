@@ -50,18 +50,15 @@ static long checked(const char *what, long result)
 	return result;
 }
 
-/*
- * `calls` times sched_yield(2), which switches to other threads, by `entry`, or by the instruction for NULL, with all vector
- * registers live; 0: all were kept.
- */
-long live_ymm(long calls, void *entry, const uint64_t vector[16][4]);
-long live_xmm(long calls, void *entry, const uint64_t vector[16][4]);
+/* `calls` times the system call `nr` by `entry`, or by the instruction for NULL, all vector registers live; 0: all were kept. */
+long live_ymm(long calls, void *entry, const uint64_t vector[16][4], long nr);
+long live_xmm(long calls, void *entry, const uint64_t vector[16][4], long nr);
 #define LIVE(name, move, compare, last)                                                                                    \
 	__asm__(".text\n.globl " name "\n.type " name ", @function\n" name ":\n"                                          \
-		"	push %rbx\n	push %r12\n	push %r13\n"                                                            \
-		"	mov %rdi, %rbx\n	mov %rsi, %r12\n	mov %rdx, %r13\n"                                        \
+		"	push %rbx\n	push %r12\n	push %r13\n	push %r14\n"                                                            \
+		"	mov %rdi, %rbx\n	mov %rsi, %r12\n	mov %rdx, %r13\n	mov %rcx, %r14\n"                                        \
 		"	.irp i, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14\n	" move "\n	.endr\n"                          \
-		"1:	mov $24, %eax\n"                                                                                   \
+		"1:	mov %r14, %rax\n"                                                                                   \
 		"	mov %r12, %rcx\n"                                                                                  \
 		"	test %rcx, %rcx\n"                                                                                 \
 		"	jz 2f\n"                                                                                           \
@@ -75,25 +72,54 @@ long live_xmm(long calls, void *entry, const uint64_t vector[16][4]);
 		"	jmp 5f\n"                                                                                          \
 		"4:	mov $1, %eax\n"                                                                                    \
 		"5:	" last "\n"                                                                                        \
-		"	pop %r13\n	pop %r12\n	pop %rbx\n"                                                              \
+		"	pop %r14\n	pop %r13\n	pop %r12\n	pop %rbx\n"                                                              \
 		"	ret\n.size " name ", .-" name "\n")
 LIVE("live_ymm", "vmovdqa 32*\\i(%r13), %ymm\\i",
      "vpcmpeqb 32*\\i(%r13), %ymm\\i, %ymm15\n vpmovmskb %ymm15, %eax\n cmp $-1, %eax\n jne 4f", "vzeroupper");
 LIVE("live_xmm", "movdqa 32*\\i(%r13), %xmm\\i",
      "movdqa %xmm\\i, %xmm15\n pcmpeqb 32*\\i(%r13), %xmm15\n pmovmskb %xmm15, %eax\n cmp $0xffff, %eax\n jne 4f", "nop");
 
-static void live(struct worker *self, uint64_t *seed)
+static void live(void *entry, long nr, long calls, uint64_t *seed)
 {
 	uint64_t vector[16][4] __attribute__((aligned(32)));
-	void *entry = self->rounds & 1 ? call_entry : NULL;
 
 	for (int i = 0; i < 16; i++)
 		for (int j = 0; j < 4; j++)
 			vector[i][j] = ukl_random(seed);
 	if (__builtin_cpu_supports("avx2"))
-		CHECK_EQ(live_ymm(200, entry, (const uint64_t(*)[4])vector), 0);
+		CHECK_EQ(live_ymm(calls, entry, (const uint64_t(*)[4])vector, nr), 0);
 	else
-		CHECK_EQ(live_xmm(200, entry, (const uint64_t(*)[4])vector), 0);
+		CHECK_EQ(live_xmm(calls, entry, (const uint64_t(*)[4])vector, nr), 0);
+}
+
+/*
+ * Threads on one processor with different values: one call switches, with the other they are interrupted anywhere. Without
+ * rseq, since that is another reason for the ordinary exit after each switch.
+ */
+static void *switching(void *at)
+{
+	uint64_t seed = (uint64_t)(uintptr_t)at;
+	cpu_set_t set;
+
+	if (__rseq_size)
+		SYS(syscall(SYS_rseq, (char *)__builtin_thread_pointer() + __rseq_offset, 32, RSEQ_FLAG_UNREGISTER, RSEQ_SIG));
+
+	CPU_ZERO(&set);
+	CPU_SET(0, &set);
+	SYS(sched_setaffinity(0, sizeof set, &set));
+	for (int n = 0; n < 4; n++)
+		live(n & 1 ? call_entry : NULL, n & 2 ? SYS_sched_yield : SYS_getppid, n & 2 ? 500 : 50000, &seed);
+	return NULL;
+}
+
+static void switches(void)
+{
+	pthread_t other[3];
+
+	for (int n = 0; n < 3; n++)
+		CHECK_OK(pthread_create(&other[n], NULL, switching, &workers[n]));
+	for (int n = 0; n < 3; n++)
+		CHECK_OK(pthread_join(other[n], NULL));
 }
 
 /* What the kernel tells by rseq must be so after every call: here, after the one that moved the thread. */
@@ -201,7 +227,7 @@ static void *work(void *at)
 			got = checked("read", way(SYS_read, self->pipe_fd[0], (long)&byte, 1, 0, 0, 0));
 			self->interrupted += got == -EINTR;
 		} while (got == -EINTR && !over);
-		live(self, &seed);
+		live(ukl_random(&seed) & 1 ? call_entry : NULL, SYS_sched_yield, 20, &seed);
 		migrate(&seed);
 		self->rounds++;
 	}
@@ -244,6 +270,7 @@ int main(int argc, char **argv)
 	ukl_begin("bypass");
 	call_begin();
 	states(argv[0]);
+	switches();
 	ukl_handle(SIGRTMIN, handle, SA_RESTART);
 	ukl_handle(SIGRTMIN + 1, handle, 0);
 	sigemptyset(&signals);
