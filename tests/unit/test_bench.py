@@ -178,11 +178,14 @@ def test_the_papers_figures_are_of_suites_of_ours() -> None:
 
 def test_a_figure_stands_beside_the_variant_with_the_same_options() -> None:
     compared = (LINUX, variants.BASE, variants.named(("BYP", "RET")), variants.named(("RET", "BYP"), "2.41"))
-    found = beside(FIGURES, "redis", CaseName("GET, pipeline 1"), compared)
-    assert {name: source for name, (_, source) in found.items()} == dict.fromkeys(
-        ("base", "BYP+RET", "RET+BYP+glibc"), "table 7"
-    )
-    assert beside(FIGURES, "redis", CaseName("GET"), compared) == {}
+    for measure, table in ((Measure.INSTRUCTIONS, "table 7"), (Measure.TIME, "table 6")):
+        found = beside(FIGURES, "redis", CaseName("GET, pipeline 1"), compared, measure)
+        sources = {name: source for name, (_, source) in found.items()}
+        assert sources == dict.fromkeys(("base", "BYP+RET", "RET+BYP+glibc"), table)
+    assert beside(FIGURES, "redis", CaseName("GET"), compared, Measure.TIME) == {}
+    ret = (variants.named(("RET",)),)
+    ((ratio, source),) = beside(FIGURES, "fault", CaseName("fault", 1), ret, Measure.TIME).values()
+    assert source == "table 2" and ratio == pytest.approx(0.9234)
 
 
 @pytest.mark.parametrize("text", ["", "paper = 1", "[[paper]]\nsource = 'x'", "[[paper", "[[paper]]\nsize = 'x'"])

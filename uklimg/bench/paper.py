@@ -6,19 +6,21 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from uklimg.bench.model import CaseName, Variant
+from uklimg.bench.model import CaseName, Measure, Variant
 from uklimg.errors import InternalError
 
 
 @dataclass(frozen=True)
 class Figure:
-    """``ratio``: what is left of what Linux takes; of a throughput, its inverse."""
+    """``ratio``: what is left of what Linux takes; of a throughput, its inverse. ``measure``: what alone it compares
+    with, None where the paper measured but one thing."""
 
     source: str
     suite: str
     case: CaseName
     options: frozenset[str]
     ratio: float
+    measure: Measure | None = None
 
 
 def parse_paper(text: str) -> tuple[Figure, ...]:
@@ -39,16 +41,19 @@ def _figure(item: Mapping[str, object]) -> Figure:
         linux, ukl = float(str(item["linux"])), float(str(item["ukl"]))
         ratio = {"less": ukl / linux, "more": linux / ukl}[str(item["better"])]
     name, options = CaseName(str(item["case"]), size), frozenset(str(item["variant"]).split())
-    return Figure(str(item["source"]), str(item["suite"]), name, options, ratio)
+    measure = Measure(str(item["measure"])) if "measure" in item else None
+    return Figure(str(item["source"]), str(item["suite"]), name, options, ratio, measure)
 
 
 def beside(
-    figures: Sequence[Figure], suite: str, case: CaseName, variants: Sequence[Variant]
+    figures: Sequence[Figure], suite: str, case: CaseName, variants: Sequence[Variant], measure: Measure
 ) -> dict[str, tuple[float, str]]:
     """What the paper has for a case of ours, by our variants' names; the C library does not matter for it."""
     return {
         variant.name: (figure.ratio, figure.source)
         for variant in variants
         for figure in figures
-        if not variant.twin and (figure.suite, figure.case, figure.options) == (suite, case, frozenset(variant.ukl))
+        if not variant.twin
+        and figure.measure in (None, measure)
+        and (figure.suite, figure.case, figure.options) == (suite, case, frozenset(variant.ukl))
     }

@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from uklimg import __version__
 from uklimg.bench import picture, report, variants
 from uklimg.bench.boot import How, boot
 from uklimg.bench.model import LINUX, Case, Measure, Report, SuiteResult, Variant
@@ -121,6 +122,7 @@ def _measure(args: argparse.Namespace, host: Host, suites: tuple[Suite, ...], si
                 by_variant[variant.name] = suite.read(boot(suite, images[suite.name, variant.name], how), how.measure)
             results.append(_result(suite, how.measure, by_variant, compared, figures))
         facts: dict[str, JSON] = {
+            "uklimg": __version__,
             "accelerator": accel.value,
             "qemu": Qemu().version(host.env),
             "kernel": first.run.kernel_version,
@@ -156,7 +158,7 @@ def _result(
         there = {variant: found[name] for variant, found in by_variant.items() if name in found}
         unit = next(unit for unit, _ in there.values())
         values = {variant: value for variant, (_, value) in there.items()}
-        cases.append(Case(name, unit, values, beside(figures, suite.name, name, compared)))
+        cases.append(Case(name, unit, values, beside(figures, suite.name, name, compared, measure)))
     return SuiteResult(suite.name, suite.title, (suite.note or {}).get(measure, ""), tuple(cases))
 
 
