@@ -16,9 +16,7 @@ _SUFFIXES = (".py", ".lds")
 def read_assets(package: Path = _PACKAGE) -> Assets:
     """ToolError HOST when the installation lacks any."""
     try:
-        wrapper = {
-            name: (package / "toolchain" / name).read_bytes() for name in (*toolchain.MODULES, toolchain.HEADER)
-        }
+        wrapper = {name: (package / "toolchain" / name).read_bytes() for name in toolchain.MODULES}
         return Assets(
             (package / init.SOURCE).read_bytes(), wrapper, _folder(package, "link"), _folder(package, "inside")
         )

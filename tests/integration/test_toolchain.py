@@ -85,9 +85,7 @@ class Wrapper:
 @pytest.fixture
 def wrapper(tmp_path: Path) -> Wrapper:
     source, root, work = tmp_path / "source", tmp_path / "root", tmp_path / "work"
-    for file in recipe.inline(
-        {name: (PACKAGE / name).read_bytes() for name in (*recipe.MODULES, recipe.HEADER)}
-    ).files:
+    for file in recipe.inline({name: (PACKAGE / name).read_bytes() for name in recipe.MODULES}).files:
         target = source / file.path
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(file.content)
@@ -504,3 +502,21 @@ def test_other_instruction_sets_pass_through(wrapper: Wrapper) -> None:
     wrapper.write(f_c="int f(void) { return 1; }\n")
     wrapper.gcc("-m32", "-c", "f.c")
     assert "ELF32" in wrapper.run("readelf", "-hW", "f.o")
+
+
+def test_a_libc_beside_the_wrapper_is_linked_and_not_kept(wrapper: Wrapper) -> None:
+    """As our glibc lies there: start files, and in place of libc.a a linker script with more than one archive."""
+    folder = wrapper.root / recipe.HOME / "libc"
+    folder.mkdir()
+    wrapper.write(mark_c="int mark(void) { return 3; }", a_c="int mark(void);\nint main(void) { return mark(); }\n")
+    assert wrapper.try_run("ukl-gcc", "-o", "a", "a.c").returncode != 0, "there is no such function yet"
+    wrapper.run("gcc", "-c", "-fPIE", "mark.c")
+    wrapper.run("ar", "rcs", str(folder / "libmark.a"), "mark.o")
+    archive = wrapper.run("gcc", "-print-file-name=libc.a").strip()
+    (folder / "libc.a").write_text(f"GROUP ( {archive} {folder}/libmark.a )\n")
+    for name in ("crt1.o", "crti.o", "crtn.o"):
+        (folder / name).write_bytes(Path(wrapper.run("gcc", f"-print-file-name={name}").strip()).read_bytes())
+    wrapper.gcc("-o", "a", "a.c")
+    assert wrapper.try_run("./a").returncode == 3
+    undefined = wrapper.run("nm", "--undefined-only", "--format=posix", str(wrapper.find("a")))
+    assert undefined.split() == ["mark", "U"]

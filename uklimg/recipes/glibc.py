@@ -14,7 +14,7 @@ from uklimg.recipes.toolchain import LIBC
 
 RECIPE_VERSION = 1
 _KIT = "/in/libc"
-# Two folders on top of the compiler wrapper, which looks there (uklimg/toolchain/driver.py).
+# Beside the compiler wrapper, which looks there (uklimg/toolchain/driver.py).
 _INSTALL = 'mkdir -p "$2" && cp -R --no-preserve=all "$1/." "$2" && touch --date=@0 "$2"'
 
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * Loads a shared object that is there, /lib/shared.so. An ordinary program runs its function; code of shared objects
- * cannot run at CPL 0, so there dlopen must fail with a message, before anything of it runs, each time it is asked.
+ * Loads a shared object that is there, /lib/shared.so. An ordinary program runs its function; at CPL 0 its code could
+ * not run, so that dlopen must fail with a message each time it is asked.
  */
 #include <dlfcn.h>
 #include <stdio.h>
