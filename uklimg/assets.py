@@ -16,7 +16,9 @@ _SUFFIXES = (".py", ".lds")
 def read_assets(package: Path = _PACKAGE) -> Assets:
     """ToolError HOST when the installation lacks any."""
     try:
-        wrapper = {name: (package / "toolchain" / name).read_bytes() for name in toolchain.MODULES}
+        wrapper = {
+            name: (package / "toolchain" / name).read_bytes() for name in (*toolchain.MODULES, toolchain.HEADER)
+        }
         return Assets(
             (package / init.SOURCE).read_bytes(), wrapper, _folder(package, "link"), _folder(package, "inside")
         )

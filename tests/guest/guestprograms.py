@@ -14,6 +14,8 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 WARNINGS = ("-Wall", "-Wextra", "-Werror")
+# Where ukl.h is, which a build container has among its headers.
+HEADERS = HERE.parents[1] / "uklimg/toolchain"
 
 
 class Role(Enum):
@@ -69,4 +71,16 @@ def compile_cmd(
     """The command that makes ``output`` from the sources at once; ``flags`` choose the kind of executable."""
     compiler, standard = (cxx, "-std=gnu++17") if program.cxx else (cc, "-std=gnu11")
     sources = [str(source) for source in program.sources]
-    return [compiler, standard, "-O2", "-g", *WARNINGS, *flags, "-o", str(output), *sources, *program.libs]
+    return [
+        compiler,
+        standard,
+        "-O2",
+        "-g",
+        *WARNINGS,
+        f"-I{HEADERS}",
+        *flags,
+        "-o",
+        str(output),
+        *sources,
+        *program.libs,
+    ]

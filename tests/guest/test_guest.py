@@ -71,8 +71,10 @@ BOOTS = {
     "debug-voluntary": Boot("debug", 2, "bzimage", "preempt=voluntary pti=on"),
     "base-byp": Boot("base:BYP", 2, "bzimage", "spectre_v2=retpoline"),
     "debug-byp": Boot("debug:BYP", 2, "vmlinux"),
+    "base-shortcut": Boot("base:BYP,SHORTCUT", 2, "vmlinux"),
+    "debug-shortcut": Boot("debug:BYP,SHORTCUT,RTC", 2, "bzimage"),
 }
-ATTACKED = ["base-pti", "base-amd", "metal-2-bzimage", "debug-2-bzimage", "debug-none", "debug-byp"]
+ATTACKED = ["base-pti", "base-amd", "metal-2-bzimage", "debug-2-bzimage", "debug-none", "debug-byp", "debug-shortcut"]
 if os.environ.get("UKLIMG_TEST_KASAN"):  # a kernel more, which takes longest of all
     BOOTS["kasan"] = Boot("debug+kasan", 2, "bzimage", memory=1536 * MIB)
     ATTACKED.append("kasan")
@@ -230,6 +232,19 @@ def test_each_boot_of_a_bzimage_moves_the_application(suite_image: BuildImage) -
         assert (moved_text - text) % (2 << 20) == 0
         moves.add(moved_text - text)
     assert len(moves) > 15
+
+
+@pytest.mark.parametrize("options, taken", [("BYP,SHORTCUT,RTC", True), ("BYP", False)])
+def test_shortcuts_are_taken_where_asked_for(suite_image: BuildImage, options: str, taken: bool) -> None:
+    tracing = "/sys/kernel/tracing"
+    watch = (
+        f"mount -t tracefs t {tracing}; cd {tracing}; echo ukl_send >set_ftrace_filter; echo function >current_tracer"
+    )
+    programs = [shell(watch, "watch"), program("tcp", UKL), shell(f"grep -c ukl_send {tracing}/trace", "count")]
+    ended = sections(boot(suite_image(f"debug:{options}"), programs, RunOptions(cpus=2)))
+    assert ended["ukl:tcp"].status == "exit 0", ended["ukl:tcp"].output
+    count = int(ended["count"].output)
+    assert count > 500 if taken else count < 5  # the header of the trace has the name, too
 
 
 @pytest.mark.parametrize("pti", ["off", "on"])

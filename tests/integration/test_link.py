@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from uklimg import proc
-from uklimg.link import embed, link
+from uklimg.link import embed, functions, link
 from uklimg.link.elf import PF_X, PT_LOAD, Elf
 
 pytestmark = pytest.mark.integration
@@ -61,3 +61,69 @@ def test_what_differs_between_two_places_is_addresses(tmp_path: Path) -> None:
             moved[at : at + 4] = (value & 0xFFFFFFFF).to_bytes(4, "little")
         assert moved == after
         assert part == 0 or len(words) > 50
+
+
+HEADERS = Path(link.__file__).parents[1] / "toolchain"
+# A kernel with two functions that applications may call, and one that they may not.
+A_KERNEL = """
+const char ukl_proto_twice[] = "long (int, const void *)";
+long twice(int, const void *) { return 2; }
+const char ukl_proto_vfree[] = "void (const void *)";
+void vfree(const void *) { }
+int secret(void) { return 0; }
+void __ukl_call(void) { }
+"""
+
+
+def called(folder: Path, declaration: str, use: str = "ukl_run_to_completion(1)") -> dict[str, int]:
+    """What an application with ``declaration`` is given of A_KERNEL."""
+    (folder / "k.c").write_text(A_KERNEL)
+    flags = ("-nostdlib", "-static", "-Wl,-emain", "-Wno-builtin-declaration-mismatch")
+    proc.run(("gcc", "-O2", *flags, "-o", str(folder / "k"), str(folder / "k.c")), env=ENV)
+    kernel = Elf((folder / "k").read_bytes())
+    (folder / "a.c").write_text(f"#include <ukl.h>\n{declaration}\nint main(void) {{ return (int)({use}); }}\n")
+    strict = ("-O2", "-fPIE", f"-I{HEADERS}", "-Wall", "-Wextra", "-Werror")
+    proc.run(("gcc", *strict, "-c", "-o", str(folder / "a.o"), str(folder / "a.c")), env=ENV)
+    return functions.addresses(Elf((folder / "a.o").read_bytes()), kernel, kernel.symbols())
+
+
+def test_functions_of_the_kernel_have_its_addresses_and_others_none(tmp_path: Path) -> None:
+    """What the header declares and the kernel lacks is no error: it is not there, as in ring 3."""
+    found = called(tmp_path, "UKL_KERNEL_FUNCTION(long, twice, int, const void*)", 'ukl_kernel_twice(1, "")')
+    assert found.keys() == {"__ukl_call", "__ukl_kernel_twice", "__ukl_kernel_vfree"}
+    link.link(tmp_path / "a.o", {}, tmp_path / "a", link.Place(TEXT_START), {}, None, found)
+    symbols = Elf((tmp_path / "a").read_bytes()).symbols()
+    assert {name: symbols[name] for name in found} == found
+
+
+@pytest.mark.parametrize(
+    ("declaration", "words"),
+    [
+        ("long, twice, int, void *", r"twice is long \(int, const void \*\) in this kernel, and is declared as "),
+        ("int, twice, int, const void *", r"declared as int \(int, const void \*\)"),
+        ("long, twice, int", "twice is long"),
+        ("int, secret, void", "lets no application call secret$"),
+        ("long, twise, int", "lets no application call twise; did you mean twice?"),
+    ],
+)
+def test_a_declaration_that_is_not_the_kernels_is_refused(tmp_path: Path, declaration: str, words: str) -> None:
+    with pytest.raises(functions.FunctionsError, match=words):
+        called(tmp_path, f"UKL_KERNEL_FUNCTION({declaration})")
+
+
+def test_a_program_that_calls_the_kernel_is_an_ordinary_one(tmp_path: Path) -> None:
+    """Linked without a kernel, the functions say so."""
+    use = "!(ukl_run_to_completion(1) == -1 && errno == ENOSYS && !ukl_kernel_alloc(1) && errno == ENOSYS)"
+    called(tmp_path, "", use)
+    proc.run(("gcc", "-static", "-o", str(tmp_path / "a"), str(tmp_path / "a.o")), env=ENV)
+    proc.run((str(tmp_path / "a"),), env=ENV)
+
+
+def test_the_header_is_for_c_plus_plus_too(tmp_path: Path) -> None:
+    source = (
+        "#include <ukl.h>\nUKL_KERNEL_FUNCTION(long long, ktime_get, void)\nint main() { return ukl_linked(); }\n"
+    )
+    (tmp_path / "a.cc").write_text(source)
+    flags = ("-std=c++17", "-Wall", "-Wextra", "-Wpedantic", "-Werror", f"-I{HEADERS}", "-static")
+    proc.run(("g++", *flags, "-o", str(tmp_path / "a"), str(tmp_path / "a.cc")), env=ENV)
+    proc.run((str(tmp_path / "a"),), env=ENV)

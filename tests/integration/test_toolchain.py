@@ -85,7 +85,9 @@ class Wrapper:
 @pytest.fixture
 def wrapper(tmp_path: Path) -> Wrapper:
     source, root, work = tmp_path / "source", tmp_path / "root", tmp_path / "work"
-    for file in recipe.inline({name: (PACKAGE / name).read_bytes() for name in recipe.MODULES}).files:
+    for file in recipe.inline(
+        {name: (PACKAGE / name).read_bytes() for name in (*recipe.MODULES, recipe.HEADER)}
+    ).files:
         target = source / file.path
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(file.content)

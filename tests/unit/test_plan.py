@@ -48,6 +48,7 @@ SCRIPTS = (
     "elf.py",
     "embed.py",
     "frames.py",
+    "functions.py",
     "app.lds",
     "bzimage.py",
     "app.py",
@@ -60,7 +61,7 @@ SCRIPTS = (
 )
 ASSETS = Assets(
     b"int main;",
-    {name: name.encode() for name in toolchain.MODULES},
+    {name: name.encode() for name in (*toolchain.MODULES, toolchain.HEADER)},
     {name: name.encode() for name in SCRIPTS},
     {name: name.encode() for name in SCRIPTS},
 )

@@ -34,6 +34,7 @@ kworker/0:1-eve
 client
 \t          401234 operator()(int, char const*) (/bench/client)
 \t          400000 [unknown] (/bench/client)
+\t               0 [unknown] ([unknown])
 
 profiler
 \t          400000 main (/bench/profiler)
@@ -49,7 +50,7 @@ def test_samples_become_counted_stacks() -> None:
         ("redis-server", "main", "__libc_write", "do_syscall_64", "tcp_sendmsg"): 1,
         ("redis-server", "main"): 2,
         ("kworker/0:1-eve", "worker_thread"): 1,
-        ("client", "[/bench/client]", "operator()(int, char const*)"): 1,
+        ("client", "[unknown]", "[/bench/client]", "operator()(int, char const*)"): 1,
     }
     (deep,) = (stack for stack in found if len(stack) == 5)
     kinds = [frame.kind for frame in deep]

@@ -189,7 +189,7 @@ def test_find_names_what_is_wrong(tmp_path: Path) -> None:
 
 
 def modules() -> dict[str, bytes]:
-    return {name: name.encode() for name in recipe.MODULES}
+    return {name: name.encode() for name in (*recipe.MODULES, recipe.HEADER)}
 
 
 def test_recipe_installs_every_module() -> None:

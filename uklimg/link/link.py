@@ -22,12 +22,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from uklimg.link import elf, embed, frames
+    from uklimg.link import elf, embed, frames, functions
 else:  # in the container there is this folder alone
     sys.path.insert(0, str(Path(__file__).resolve().parent))
     import elf
     import embed
     import frames
+    import functions
 
 UNDEFINED = re.compile(r"undefined reference to `([^']+)'")
 TRUNCATED = re.compile(r"relocation truncated to fit: (\S+) against")
@@ -128,13 +129,20 @@ def run_linker(cmd: list[str]) -> tuple[int, str]:
 
 
 def link(
-    obj: Path, info: dict[str, object], out: Path, place: Place, kernel: dict[str, int], libc: Path | None = None
+    obj: Path,
+    info: dict[str, object],
+    out: Path,
+    place: Place,
+    kernel: dict[str, int],
+    libc: Path | None = None,
+    called: dict[str, int] | None = None,
 ) -> list[str]:
     """Link ``obj`` to ``out``; names it lacks are looked for in the kernel. Returns those taken from there.
 
     ``libc`` is the folder of a libc of ours, None for the base image's own. What it calls for a system call is in the
-    kernel; one without gets what ordinary programs have, an instruction.
+    kernel; one without gets what ordinary programs have, an instruction. ``called``: of ``functions.addresses``.
     """
+    called = called or {}
     crt = {n: start_file(n, libc) for n in ("crt1.o", "crti.o", "crtbeginS.o", "crtendS.o", "crtn.o")}
     libs = [str(x) for x in info.get("libs", [])]  # type: ignore[attr-defined]
     if info.get("language") == "c++" and "-lstdc++" not in libs:
@@ -161,11 +169,11 @@ def link(
         )
         return run_linker(cmd)
 
-    status, words = attempt({})
+    status, words = attempt(called)
     wanted = sorted(set(UNDEFINED.findall(words)))
     taken = {name: kernel[name] for name in wanted if name in kernel}
     if status and wanted and len(taken) == len(wanted):
-        status, words = attempt(taken)
+        status, words = attempt({**called, **taken})
     if status:
         missing = [name for name in wanted if name not in kernel]
         if missing:
@@ -178,7 +186,7 @@ def link(
             )
         raise LinkError("ld failed", words)
     sys.stderr.write(words)
-    return sorted(taken)
+    return sorted({**called, **taken})
 
 
 def kernel_symbols(path: Path) -> dict[str, int]:
@@ -207,9 +215,11 @@ def build(args: argparse.Namespace) -> None:
     program = args.out / f"{args.name}.debug"
     text_start = int(kit["text_start"], 16)
     text_limit = int(kit["text_mib"]) * embed.MIB
-    check_sizes(elf.Elf(args.object.read_bytes()), text_limit)
+    obj, empty = elf.Elf(args.object.read_bytes()), (args.kit / "vmlinux").read_bytes()
+    check_sizes(obj, text_limit)
     kernel = kernel_symbols(args.kit / "System.map")
-    taken = link(args.object, info, program, Place(text_start), kernel, args.libc)
+    called = functions.addresses(obj, elf.Elf(empty), kernel)
+    taken = link(args.object, info, program, Place(text_start), kernel, args.libc, called)
     linked = program.read_bytes()
     code, rest, address = embed.split(linked)
     if address != text_start:
@@ -219,12 +229,12 @@ def build(args: argparse.Namespace) -> None:
         second = Path(folder) / "moved"
         place = Place(text_start, MOVED, f"0x{elf.Elf(linked).build_id()}")
         with contextlib.redirect_stderr(io.StringIO()):  # the linker's warnings were shown
-            link(args.object, info, second, place, kernel, args.libc)
+            link(args.object, info, second, place, kernel, args.libc, called)
         there = embed.split(second.read_bytes())[:2]
     symbols = embed.symbol_table(elf.Elf(linked).functions(), text_start, len(code))
     rows, options = callers(linked, text_start, len(code)), sum(embed.OPTIONS[word] for word in set(args.ukl))
     content = embed.blob(args.name, (code, rest), there, MOVED, symbols, rows, options)
-    vmlinux = embed.embed((args.kit / "vmlinux").read_bytes(), content, kernel["ukl_app_size"])
+    vmlinux = embed.embed(empty, content, kernel["ukl_app_size"])
     (args.out / "vmlinux").write_bytes(vmlinux)
     (args.out / "vmlinux").chmod(0o755)
     program.chmod(0o755)
@@ -258,7 +268,7 @@ def main() -> int:
         sys.stderr.write(error.detail)
         print(f"ukl-link: {args.name}: {error}", file=sys.stderr)
         return 1
-    except (embed.NotMovable, embed.TooLarge, elf.ElfError) as error:
+    except (embed.NotMovable, embed.TooLarge, functions.FunctionsError, elf.ElfError) as error:
         print(f"ukl-link: {args.name}: {error}", file=sys.stderr)
         return 1
     return 0

@@ -54,7 +54,7 @@ def stacks(lines: Iterable[str], *, unlinked: bool = False) -> Stacks:
         if frame and name:
             address, symbol = int(frame[1], 16), _OFFSET.sub("", frame[2].strip())
             # Without a symbol it is the file that says most.
-            shown = symbol if symbol != "[unknown]" else f"[{frame[3] or 'unknown'}]"
+            shown = symbol if symbol != "[unknown]" else f"[{(frame[3] or 'unknown').strip('[]')}]"
             frames.append(Frame(shown, _kind(address, unlinked)))
         elif line.strip() and not line[0].isspace():
             finish()

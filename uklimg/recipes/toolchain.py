@@ -1,6 +1,7 @@
 """The compiler wrapper's place in a build container: files, links and environment.
 
-Pure: the contents of ``MODULES`` (files of uklimg/toolchain) are given by the caller, as layer 1 reads no file.
+Pure: the contents of ``MODULES`` and ``HEADER`` (files of uklimg/toolchain) are given by the caller, as layer 1 reads
+no file.
 ``files`` and ``links`` say what lies where; ``step`` is the layer on top of a base image that installs it.
 """
 
@@ -33,6 +34,8 @@ MODULES = (
     "response.py",
     "store.py",
 )
+# The interface for applications, where any compiler looks.
+HEADER, HEADERS = "ukl.h", "usr/include"
 SCRIPTS = ("driver", "linker", "find")
 # Isolated from the caller's Python settings (-I), quick (-S), and leaving no bytecode behind in a layer (-B).
 SCRIPT = """#!/usr/bin/python3 -ISB
@@ -99,13 +102,14 @@ for path, mode in plan["folders"]:
 
 
 def files(modules: Mapping[str, bytes]) -> tuple[InlineFile, ...]:
-    """What is installed, by path below the container's root. ``modules`` maps each name of MODULES to its bytes."""
+    """What is installed, by path below the container's root; ``modules``: MODULES and HEADER, each with its bytes."""
     package = f"{HOME}/python/uklimg"
     return (
         InlineFile(f"{package}/__init__.py", b""),
         *(InlineFile(f"{package}/toolchain/{name}", modules[name]) for name in MODULES),
         *(InlineFile(f"{HOME}/{name}", SCRIPT.format(module=name).encode(), 0o755) for name in SCRIPTS),
         InlineFile(f"{HOME}/pkg-config", PKG_CONFIG.encode(), 0o755),
+        InlineFile(f"{HEADERS}/{HEADER}", modules[HEADER]),
     )
 
 

@@ -19,6 +19,7 @@
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <sys/rseq.h>
+#include <sys/time.h>
 
 #define THREADS 4
 /* What the kernel returns to itself: ERESTARTSYS to ERESTART_RESTARTBLOCK. */
@@ -189,6 +190,38 @@ static void states(const char *self)
 	ukl_wait_exit(child, 0);
 }
 
+static volatile sig_atomic_t forks, in_child;
+
+static void fork_here(int number)
+{
+	long child = trapped(SYS_fork, 0, 0, 0, 0, 0, 0);
+	int status = -1;
+
+	(void)number;
+	CHECK(child >= 0);
+	in_child = child == 0;
+	if (in_child)
+		return;
+	CHECK_EQ(trapped(SYS_wait4, child, (long)&status, 0, 0, 0, 0), child);
+	CHECK_EQ(status, 33 << 8);
+	forks = forks + 1;
+}
+
+/* Another process goes on from wherever the handler interrupted this one, with its registers. */
+static void copied_anywhere(void)
+{
+	struct itimerval often = {{0, 1000}, {0, 1000}}, never = {{0, 0}, {0, 0}};
+
+	ukl_handle(SIGALRM, fork_here, SA_RESTART);
+	SYS(setitimer(ITIMER_REAL, &often, NULL));
+	while (forks < 100) {
+		CHECK(called(SYS_getppid, 0, 0, 0, 0, 0, 0) > 0);
+		if (in_child)
+			_exit(33);
+	}
+	SYS(setitimer(ITIMER_REAL, &never, NULL));
+}
+
 static void *work(void *at)
 {
 	struct worker *self = (struct worker *)at, *next = &workers[(self->number + 1) % THREADS];
@@ -270,6 +303,7 @@ int main(int argc, char **argv)
 	ukl_begin("bypass");
 	call_begin();
 	states(argv[0]);
+	copied_anywhere();
 	switches();
 	ukl_handle(SIGRTMIN, handle, SA_RESTART);
 	ukl_handle(SIGRTMIN + 1, handle, 0);

@@ -11,6 +11,7 @@
 #include <sched.h>
 #include <semaphore.h>
 #include <sys/syscall.h>
+#include <ukl.h>
 
 #define THREADS 8
 #define ROUNDS 20000
@@ -307,7 +308,11 @@ static void *wait_for_cancel(void *argument)
 		pthread_cleanup_pop(1);
 		break;
 	default:
-		/* No system call at all: only an asynchronous cancellation ends it. */
+		/*
+		 * No system call at all: only an asynchronous cancellation ends it, by a thread that must get a
+		 * processor, so this one must not keep it.
+		 */
+		(void)ukl_run_to_completion(0);
 		pthread_setcanceltype(PTHREAD_CANCEL_ASYNCHRONOUS, &old);
 		for (;;)
 			__asm__ volatile("pause");
