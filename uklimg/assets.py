@@ -10,7 +10,7 @@ from uklimg.plan import Assets
 from uklimg.recipes import init, toolchain
 
 _PACKAGE = Path(__file__).resolve().parent
-_SUFFIXES = (".py", ".lds")
+_SUFFIXES = (".py", ".lds", ".s")
 
 
 def read_assets(package: Path = _PACKAGE) -> Assets:

@@ -80,7 +80,14 @@ def test_what_rows_cannot_say_ends_the_trace(program: bytes) -> None:
 
 
 def test_the_return_of_a_signal_handler() -> None:
-    assert table(section([(0, 16, b"")], b"zRS")) == [(0, SIGNAL, 0, 0), (16, END, 0, 0)]
+    program = bytes([0x0F, 4, 0x77, 0xA0, 1, 6])  # CFA = *(RSP + 160)
+    assert table(section([(0, 16, program)], b"zRS")) == [(0, SIGNAL, 0, 0), (16, END, 0, 0)]
+
+
+def test_the_return_from_an_interrupt_ends_the_trace() -> None:
+    """ret.s, whose return address is not right below the CFA."""
+    program = bytes([0x0C, 7, 0x90, 1, 0x41, 0x0E, 0x88, 1])
+    assert table(section([(0, 16, b""), (16, 4, program)], b"zRS")) == []
 
 
 def test_functions_elsewhere_are_left_out() -> None:

@@ -50,6 +50,7 @@ SCRIPTS = (
     "frames.py",
     "functions.py",
     "app.lds",
+    "ret.s",
     "bzimage.py",
     "app.py",
     "program.py",

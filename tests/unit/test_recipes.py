@@ -23,7 +23,10 @@ pytestmark = pytest.mark.unit
 PLACE = Location("Uklfile", 3)
 LINK = {
     name: name.encode()
-    for name in ("kit.py", "link.py", "elf.py", "embed.py", "frames.py", "functions.py", "app.lds", "bzimage.py")
+    for name in (
+        *("kit.py", "link.py", "elf.py", "embed.py", "frames.py", "functions.py", "ret.s", "app.lds"),
+        "bzimage.py",
+    )
 }
 INSIDE = {name: name.encode() for name in ("app.py", "copy.py", "source.py")}
 RUN = Run(PLACE, ("/bin/sh", "-c", "make"), (("A", "1"),), "/src", "root", "make  \n  all")

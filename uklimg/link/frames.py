@@ -149,12 +149,15 @@ def _common(data: bytes, at: int, end: int) -> Common:
 
 def _run(common: Common, program: bytes) -> Iterator[tuple[int, Rule]]:
     """(place in the function, rule from there on)."""
-    if common.signal:
-        yield 0, (SIGNAL, 0, 0)
-        return
     state, place = State(), 0
     for _ in _steps(common, common.program, state, 0):
         pass
+    if common.signal:
+        for _ in _steps(common, program, state, state.rbp):
+            pass
+        # Of libc's restorer: *(RSP + offset). Others (ret.s) are not understood.
+        yield 0, (SIGNAL, 0, 0) if state.expression else UNKNOWN
+        return
     initial_rbp = state.rbp
     for advance in _steps(common, program, state, initial_rbp):
         yield place, state.rule()

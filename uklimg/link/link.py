@@ -97,6 +97,7 @@ def library_folders() -> list[str]:
 
 def link_cmd(
     *,
+    first: Path,
     obj: Path,
     out: Path,
     libs: list[str],
@@ -107,7 +108,10 @@ def link_cmd(
     place: Place,
     symbols: dict[str, int],
 ) -> list[str]:
-    """ld's command line. crtbeginS.o, not crtbeginT.o: the latter's addresses are 32 bits wide."""
+    """ld's command line; ``first`` is what the code begins with.
+
+    crtbeginS.o, not crtbeginT.o: the latter's addresses are 32 bits wide.
+    """
     script = Path(__file__).resolve().with_name("app.lds")
     middle = [lib for lib in libs if lib not in LIBC_FAMILY]
     return [
@@ -116,7 +120,7 @@ def link_cmd(
         f"--defsym=UKL_DATA_START={DATA_START + place.moved:#x}",
         *(f"--defsym={name}={value + place.moved:#x}" for name, value in sorted(symbols.items())),
         "-T", str(script), "-o", str(out), *options,
-        crt["crt1.o"], crt["crti.o"], crt["crtbeginS.o"], str(obj),
+        str(first), crt["crt1.o"], crt["crti.o"], crt["crtbeginS.o"], str(obj),
         *(f"-L{folder}" for folder in folders),
         *middle, "--start-group", "-lgcc", "-lgcc_eh", *libc, "--end-group",
         crt["crtendS.o"], crt["crtn.o"],
@@ -126,6 +130,13 @@ def link_cmd(
 def run_linker(cmd: list[str]) -> tuple[int, str]:
     done = subprocess.run(cmd, capture_output=True, text=True, check=False)
     return done.returncode, done.stderr
+
+
+def assemble(source: Path, out: Path) -> Path:
+    status, words = run_linker(["as", "-o", str(out), str(source)])
+    if status:
+        raise LinkError("as failed", words)
+    return out
 
 
 def link(
@@ -157,6 +168,7 @@ def link(
 
     def attempt(symbols: dict[str, int]) -> tuple[int, str]:
         cmd = link_cmd(
+            first=first,
             obj=obj,
             out=out,
             libs=libs,
@@ -169,11 +181,13 @@ def link(
         )
         return run_linker(cmd)
 
-    status, words = attempt(called)
-    wanted = sorted(set(UNDEFINED.findall(words)))
-    taken = {name: kernel[name] for name in wanted if name in kernel}
-    if status and wanted and len(taken) == len(wanted):
-        status, words = attempt({**called, **taken})
+    with tempfile.TemporaryDirectory() as folder:
+        first = assemble(Path(__file__).resolve().with_name("ret.s"), Path(folder) / "ret.o")
+        status, words = attempt(called)
+        wanted = sorted(set(UNDEFINED.findall(words)))
+        taken = {name: kernel[name] for name in wanted if name in kernel}
+        if status and wanted and len(taken) == len(wanted):
+            status, words = attempt({**called, **taken})
     if status:
         missing = [name for name in wanted if name not in kernel]
         if missing:

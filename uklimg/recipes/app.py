@@ -12,7 +12,7 @@ from uklimg.recipes.scripts import HOME, python, scripts
 from uklimg.recipes.toolchain import LIBC
 
 RECIPE_VERSION = 1
-LINK_FILES = ("app.lds", "elf.py", "embed.py", "frames.py", "functions.py", "link.py")
+LINK_FILES = ("app.lds", "elf.py", "embed.py", "frames.py", "functions.py", "link.py", "ret.s")
 
 
 def step_id(name: str) -> str:
