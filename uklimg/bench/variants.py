@@ -10,7 +10,10 @@ from uklimg.errors import UserError
 
 BASE = Variant("base")
 # The paper's systems, and on from there; what a kernel does not know is left out.
-_LADDER = (("BYP",), ("RET",), ("RET", "BYP"), ("RET", "BYP", "SHORTCUT"), ("NSS", "BYP"), ("NSS", "RET", "BYP"))
+_LADDER = (
+    ("BYP",), ("BYP", "SHORTCUT"), ("RET",), ("RET", "BYP"), ("RET", "BYP", "SHORTCUT"),
+    ("NSS", "BYP"), ("NSS", "RET", "BYP"),
+)  # fmt: skip
 # What is also tried with our own C library: system calls as calls, without more and without the work around them.
 _CALLED: tuple[tuple[str, ...], ...] = ((), ("BYP",))
 

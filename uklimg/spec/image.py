@@ -246,6 +246,10 @@ class _Reader:
             why = "a double fault comes of the program's stack only when the kernel runs on it; add NSS"
             self.scope.problems.add("UKL PF_DF needs NSS", self.ukl_options["PF_DF"], why)
 
+        if "SHORTCUT" in self.ukl_options and "BYP" not in self.ukl_options:
+            why = "only system calls that bypass are shortened; add BYP"
+            self.scope.problems.add("UKL SHORTCUT needs BYP", self.ukl_options["SHORTCUT"], why)
+
     def add_volume(self, word: ast.Word) -> None:
         path = values.absolute(word.text)
         if not word.text.startswith("/") or path in _RESERVED or path.startswith("/ukl/"):
