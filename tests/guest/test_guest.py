@@ -72,9 +72,9 @@ BOOTS = {
     "base-byp": Boot("base:BYP", 2, "bzimage", "spectre_v2=retpoline"),
     "debug-byp": Boot("debug:BYP", 2, "vmlinux"),
     "base-shortcut": Boot("base:BYP,SHORTCUT", 2, "vmlinux"),
-    "debug-shortcut": Boot("debug:BYP,SHORTCUT,RTC", 2, "bzimage"),
+    "debug-all": Boot("debug:BYP,RET,SHORTCUT,RTC", 2, "bzimage"),
 }
-ATTACKED = ["base-pti", "base-amd", "metal-2-bzimage", "debug-2-bzimage", "debug-none", "debug-byp", "debug-shortcut"]
+ATTACKED = ["base-pti", "base-amd", "metal-2-bzimage", "debug-2-bzimage", "debug-none", "debug-all"]
 if os.environ.get("UKLIMG_TEST_KASAN"):  # a kernel more, which takes longest of all
     BOOTS["kasan"] = Boot("debug+kasan", 2, "bzimage", memory=1536 * MIB)
     ATTACKED.append("kasan")
@@ -234,7 +234,7 @@ def test_each_boot_of_a_bzimage_moves_the_application(suite_image: BuildImage) -
     assert len(moves) > 15
 
 
-@pytest.mark.parametrize("options, taken", [("BYP,SHORTCUT,RTC", True), ("BYP", False)])
+@pytest.mark.parametrize("options, taken", [("BYP,RET,SHORTCUT,RTC", True), ("BYP", False)])
 def test_shortcuts_are_taken_where_asked_for(suite_image: BuildImage, options: str, taken: bool) -> None:
     tracing = "/sys/kernel/tracing"
     watch = (
