@@ -56,7 +56,6 @@ class Boot:
 # `base` is PREEMPT_VOLUNTARY, `debug` has all models and full preemption unless told otherwise. The return thunks of
 # retbleed and SRSO are for AMD's processors.
 BOOTS = {
-    "base-1-bzimage": Boot("base", 1, "bzimage"),
     "base-2-vmlinux": Boot("base", 2, "vmlinux"),
     "base-unmitigated": Boot("base", 2, "bzimage", "mitigations=off pti=off"),
     "base-pti": Boot("base", 2, "bzimage", "pti=on spectre_v2=retpoline"),
@@ -68,13 +67,17 @@ BOOTS = {
     "debug-1-vmlinux": Boot("debug", 1, "vmlinux", "pti=on"),
     "debug-2-bzimage": Boot("debug", 2, "bzimage"),
     "debug-none": Boot("debug", 2, "vmlinux", "preempt=none"),
-    "debug-voluntary": Boot("debug", 2, "bzimage", "preempt=voluntary pti=on"),
     "base-byp": Boot("base:BYP", 2, "bzimage", "spectre_v2=retpoline"),
-    "debug-byp": Boot("debug:BYP", 2, "vmlinux"),
-    "base-shortcut": Boot("base:BYP,SHORTCUT", 2, "vmlinux"),
     "debug-all": Boot("debug:BYP,RET,SHORTCUT,RTC", 2, "bzimage"),
 }
 ATTACKED = ["base-pti", "base-amd", "metal-2-bzimage", "debug-2-bzimage", "debug-none", "debug-all"]
+if os.environ.get("UKLIMG_TEST_BOOTS") == "all":
+    BOOTS |= {
+        "base-1-bzimage": Boot("base", 1, "bzimage"),
+        "base-shortcut": Boot("base:BYP,SHORTCUT", 2, "vmlinux"),
+        "debug-byp": Boot("debug:BYP", 2, "vmlinux"),
+        "debug-voluntary": Boot("debug", 2, "bzimage", "preempt=voluntary pti=on"),
+    }
 if os.environ.get("UKLIMG_TEST_KASAN"):  # a kernel more, which takes longest of all
     BOOTS["kasan"] = Boot("debug+kasan", 2, "bzimage", memory=1536 * MIB)
     ATTACKED.append("kasan")
