@@ -27,7 +27,7 @@ make O=/tmp/hand/objects -j"$(nproc)" vmlinux bzImage
 # Compiles what the patches touch, and all that includes their headers most, before and after they are applied.
 UNCHANGED_PARTS = (
     "arch/x86/entry/ arch/x86/kernel/ arch/x86/mm/ arch/x86/events/core.o arch/x86/kernel/vmlinux.lds kernel/ "
-    "drivers/firmware/efi/libstub/x86-stub.o fs/binfmt_elf.o fs/exec.o fs/proc/ mm/memory.o"
+    "drivers/firmware/efi/libstub/x86-stub.o fs/binfmt_elf.o fs/exec.o fs/proc/ mm/memory.o mm/usercopy.o"
 )
 UNCHANGED = f"""\
 mkdir -p /tmp/hand/source /tmp/hand/before /tmp/hand/after
