@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import bench, report
+from uklimg.bench.boot import BootFiles
 from uklimg.errors import ExitCode, ToolError
 from uklimg.guest.protocol import Report, ReportKind
 from uklimg.runner.accel import find_accel
@@ -75,7 +76,7 @@ class Boot:
     answered: float
 
 
-def boot(found: bench.Bench, files: bench.BootFiles, kernel: Path, accel: Accel) -> Boot:
+def boot(found: bench.Bench, files: BootFiles, kernel: Path, accel: Accel) -> Boot:
     """Boot once; the guest is stopped as soon as it has answered. ToolError when it does not."""
     port = free_port()
     wanted = RunOptions(forwards=(PortForward(port, PORT),), accel=accel, type=MachineType.Q35)

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks import bench, byhand, report
+from uklimg.bench.boot import BootFiles
 from uklimg.errors import ExitCode, ToolError
 from uklimg.guest.protocol import Program
 from uklimg.runner.launch import launch
@@ -86,7 +87,7 @@ def measure(found: bench.Bench, args: argparse.Namespace) -> report.Report:
 
 
 def boot(
-    found: bench.Bench, files: bench.BootFiles, kernel: Path, cmdline: str, programs: Mapping[int, Program]
+    found: bench.Bench, files: BootFiles, kernel: Path, cmdline: str, programs: Mapping[int, Program]
 ) -> dict[int, Counts]:
     """Boot once and run ``programs``, by the privilege level at which each must run; what they counted, by it."""
     wanted = RunOptions(no_network=True, cmdline=cmdline, cpus=1, icount=0)

@@ -15,7 +15,7 @@ from dataclasses import replace
 from benchmarks import bench, byhand, report
 from benchmarks.build import choose
 from uklimg.errors import UserError
-from uklimg.graph import Container, Graph, Step
+from uklimg.graph import Graph
 
 MODULE = "benchmarks.parallel"
 
@@ -64,13 +64,10 @@ def anew(graph: Graph, kept: set[str]) -> Graph:
     for name in kept:
         if not kept.issuperset(graph.step(name).needs()):
             raise UserError(f"{name} needs {', '.join(graph.step(name).needs())}", hint="--keep them, too")
-    steps = [step if step.id in kept else replace(from_nothing(step), recipe_version=stamp) for step in graph.steps]
+    steps = [
+        step if step.id in kept else replace(bench.without_mounts(step), recipe_version=stamp) for step in graph.steps
+    ]
     return Graph.of(steps, graph.target)
-
-
-def from_nothing(step: Step) -> Step:
-    """Without the folders that runs share: trees of kernels, caches of RUN --mount."""
-    return replace(step, action=replace(step.action, mounts=())) if isinstance(step.action, Container) else step
 
 
 def by_hand(found: bench.Bench, graph: Graph, names: list[str]) -> float:

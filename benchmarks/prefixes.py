@@ -13,6 +13,7 @@ from pathlib import Path
 
 from benchmarks import bench, byhand, report
 from benchmarks.instructions import GUEST, TWIN
+from uklimg.bench.boot import BootFiles
 from uklimg.errors import ExitCode, ToolError
 from uklimg.runner.launch import launch
 from uklimg.runner.qemu import Qemu
@@ -45,7 +46,7 @@ def measure(found: bench.Bench) -> report.Report:
     return report.Report("prefixes", report.machine(found.host.env), (table,))
 
 
-def boot(found: bench.Bench, files: bench.BootFiles, kernel: Path, name: str) -> None:
+def boot(found: bench.Bench, files: BootFiles, kernel: Path, name: str) -> None:
     """Boot, run a program in ring 3, and look at the log; ToolError when something is wrong."""
     wanted = RunOptions(no_network=True, cpus=2, verbose=True)
     machine, guest = configure(files.run, kernel, files.initramfs, wanted)

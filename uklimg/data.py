@@ -41,8 +41,8 @@ class Data:
         return self._folders("kernel")
 
     def libcs(self) -> tuple[str, ...]:
-        """Versions of our own C library, sorted."""
-        return self._folders("glibc")
+        """Versions of our own C library, the newest last."""
+        return tuple(sorted(self._folders("glibc"), key=lambda name: [int(part) for part in name.split(".")]))
 
     def libraries(self) -> tuple[str, ...]:
         return self._folders("libs")
@@ -57,7 +57,7 @@ class Data:
     def libc(self, version: str) -> SourceFolder:
         """``ukl`` means the newest."""
         if version == UKL_LIBC:
-            version = max(self._folders("glibc"), key=lambda name: [int(part) for part in name.split(".")])
+            version = self.libcs()[-1]
         return self._source("glibc", version, "glibc")
 
     def library(self, name: str) -> SourceFolder:

@@ -115,10 +115,15 @@ def parse_build_args(words: Sequence[str], environ: Mapping[str, str]) -> Mappin
 
 def write_lock(path: Path, lock: Lock) -> None:
     """Replace the file, so that a reader sees the old lock or the new one."""
+    replace_file(path, format_lock(lock))
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Whoever reads ``path`` sees what was there or all of ``text``. ToolError when it cannot be written."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
         with temporary.open("x", encoding="utf-8") as file:
-            file.write(format_lock(lock))
+            file.write(text)
             file.flush()
             os.fsync(file.fileno())
         temporary.rename(path)

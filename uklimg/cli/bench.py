@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping
-from pathlib import Path
 
 from uklimg import __version__
 from uklimg.bench import picture, report, variants
@@ -19,7 +18,7 @@ from uklimg.cli.host import Host
 from uklimg.cli.workshop import Workshop
 from uklimg.console import Console, console
 from uklimg.digest import JSON
-from uklimg.errors import ToolError, UserError
+from uklimg.errors import UserError
 from uklimg.events import Note
 from uklimg.runner.accel import host_tsc_khz
 from uklimg.runner.machine import Accel
@@ -48,12 +47,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--picture", metavar="FILE", default="", help="also draw it: a .svg or .png (needs matplotlib)"
     )
-    parser.add_argument(
-        "--accel",
-        choices=("auto", *(accel.value for accel in Accel)),
-        default="auto",
-        help="KVM or emulation (auto: KVM if a kernel boots under it)",
-    )
+    booting.add_accel(parser)
     parser.add_argument(
         "--measure",
         choices=tuple(measure.value for measure in Measure),
@@ -78,7 +72,7 @@ def run(args: argparse.Namespace, host: Host) -> int:
         found = _measure(args, host, suites, sink)
     value = json.dumps(report.as_json(found), indent=1, ensure_ascii=False)
     if args.output:
-        _write(host.path(args.output), value)
+        options.write_result(host.path(args.output), value + "\n")
     if drawing is not None:
         picture.draw(found, drawing)
     if args.format == "json":
@@ -92,7 +86,7 @@ def _measure(args: argparse.Namespace, host: Host, suites: tuple[Suite, ...], si
     store = host.store(sink)
     data = host.data()
     known = data.kernel(SERIES).definition.ukl
-    glibc = (data.libcs() or ("",))[-1]
+    glibc = data.libcs()[-1]
     compared = variants.chosen(args.variant, known, glibc)
     figures = parse_paper((data.root / _PAPER).read_text(encoding="utf-8"))
     with store.session():
@@ -160,10 +154,3 @@ def _result(
         values = {variant: value for variant, (_, value) in there.items()}
         cases.append(Case(name, unit, values, beside(figures, suite.name, name, compared, measure)))
     return SuiteResult(suite.name, suite.title, (suite.note or {}).get(measure, ""), tuple(cases))
-
-
-def _write(path: Path, value: str) -> None:
-    try:
-        path.write_text(value + "\n", encoding="utf-8")
-    except OSError as error:
-        raise ToolError(f"cannot write {path}: {error.strerror}") from error

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 import os
-import uuid
 from pathlib import Path
 
 from uklimg import initialise
 from uklimg.cli import options
 from uklimg.cli.host import Host
 from uklimg.context import IGNORE_FILE
-from uklimg.errors import ToolError, UserError
+from uklimg.errors import UserError
+from uklimg.project import replace_file
 
 NAME = "init"
 HELP = "write a Uklfile for a folder with a Makefile, configure, CMakeLists.txt or meson.build"
@@ -42,7 +42,7 @@ def run(args: argparse.Namespace, host: Host) -> int:
         raise UserError(f"{args.folder!r} has no {known}", hint="docs/uklfile.md says how to write a Uklfile")
     series = max(host.data().kernels(), key=lambda name: [int(part) for part in name.split(".")])
     for path, text in zip(paths, (initialise.uklfile(found, series), initialise.ignore_file(found)), strict=True):
-        _write(path, text)
+        replace_file(path, text)
         host.print(f"wrote {path}")
     sure = "" if found.certain else " (a guess: see the line with TODO)"
     host.print(f"{found.file} builds {found.program}{sure}; next: uklimg check, uklimg build")
@@ -77,17 +77,3 @@ def _text(path: Path) -> str:
             return file.read(_LARGEST).decode(errors="replace")
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        with temporary.open("x", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(path)
-    except OSError as error:
-        raise ToolError(f"cannot write {path}: {error.strerror}") from error
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -104,6 +104,14 @@ def add_progress(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--progress", choices=PROGRESS, default="auto", help="how progress is shown (auto)")
 
 
+def write_result(path: Path, text: str) -> None:
+    """To a file that the user named, which may be a device or a pipe. ToolError when it cannot be written."""
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ToolError(f"cannot write {path}: {error.strerror}") from error
+
+
 def add_format(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", choices=("text", "json"), default="text", help="how the result is printed (text)")
 

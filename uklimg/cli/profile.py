@@ -92,9 +92,9 @@ def run(args: argparse.Namespace, host: Host) -> int:
     if not found:
         raise ToolError("the guest did nothing while perf recorded", hint="--client, or --publish and load from here")
     title = f"{name}: {shlex.join(files.run.argv_with(tuple(args.arguments)))}"
-    _write(host.path(args.output), flame(found, title))
+    options.write_result(host.path(args.output), flame(found, title))
     if args.folded:
-        _write(host.path(args.folded), folded(found))
+        options.write_result(host.path(args.folded), folded(found))
     host.print(f"{args.output}: {sum(found.values())} samples")
     return 0
 
@@ -113,10 +113,3 @@ def _show(sink: Console, data: bytes) -> None:
     for line in data.decode(errors="replace").replace("\r", "").splitlines():
         if line.strip():
             sink(Note(line))
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise ToolError(f"cannot write {path}: {error.strerror}") from error

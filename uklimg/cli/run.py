@@ -59,14 +59,18 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("arguments", metavar="ARG", nargs=argparse.REMAINDER, help="in place of the image's command")
 
 
-def add_machine(parser: argparse.ArgumentParser) -> None:
-    """What kind of virtual machine; also for `uklimg test`."""
+def add_accel(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--accel",
         choices=("auto", *(accel.value for accel in Accel)),
         default="auto",
         help="KVM or emulation (auto: KVM if a kernel boots under it)",
     )
+
+
+def add_machine(parser: argparse.ArgumentParser) -> None:
+    """What kind of virtual machine; also for `uklimg test`."""
+    add_accel(parser)
     parser.add_argument(
         "--machine",
         choices=tuple(kind.value for kind in MachineType),

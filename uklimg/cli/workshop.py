@@ -19,7 +19,7 @@ from uklimg.events import Sink
 from uklimg.graph import Graph
 from uklimg.lock import Lock, LockedComponent, format_lock, parse_lock
 from uklimg.plan import Options, Plan
-from uklimg.project import open_project, plan_project, resolve_project
+from uklimg.project import open_project, plan_project, resolve_project, write_lock
 from uklimg.recipes.perf import perf_step
 from uklimg.recipes.program import step_id as program_step
 from uklimg.resolve import ResolvedSpec
@@ -106,14 +106,11 @@ class Workshop:
     def _keep(self, found: ResolvedSpec) -> None:
         """All but our own folders', which say themselves what they are."""
         lock = Lock(tuple(entry for entry in found.lock.entries if not isinstance(entry, LockedComponent)))
-        text = format_lock(lock)
         try:
-            if not self._lock_path.exists() or self._lock_path.read_text(encoding="utf-8") != text:
+            if not self._lock_path.exists() or self._lock_path.read_text(encoding="utf-8") != format_lock(lock):
                 self._lock_path.parent.mkdir(parents=True, exist_ok=True)
-                temporary = self._lock_path.with_suffix(".new")
-                temporary.write_text(text, encoding="utf-8")
-                temporary.replace(self._lock_path)
-        except OSError:
+                write_lock(self._lock_path, lock)
+        except (OSError, ToolError):
             return  # next time it is resolved again
 
     def _make(self, graph: Graph) -> StepResult:

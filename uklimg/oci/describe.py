@@ -13,8 +13,7 @@ _KASLR = "vmlinux has no KASLR: PVH starts it where it was linked; bzImage has (
 
 # UKL options that take away a protection.
 _WEAKENS = {
-    "NSS": "UKL NSS: SMAP is off, so that it stops no kernel code that follows a pointer into user memory",
-    "NSS_PS": "UKL NSS_PS: SMAP is off, so that it stops no kernel code that follows a pointer into user memory",
+    "SHORTCUT": "UKL SHORTCUT: HARDENED_USERCOPY does not check the program's copies",
 }
 _TWIN = "the plain-Linux twin: the program is an ordinary process, and the kernel has no UKL"
 _NOT_REPRODUCIBLE = "not reproducible: a step of its build used RUN --mount=type=cache"

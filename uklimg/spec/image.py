@@ -42,6 +42,15 @@ _CONFLICTS = (
     ("PF_DF", "PF_SS", "they are two ways to handle the same page fault"),
     ("NSS", "NSS_PS", "NSS_PS is NSS with pinned stacks; name one of them"),
 )
+# Options that are nothing without one of others, and why.
+_NEEDS = (
+    (
+        "PF_DF",
+        ("NSS", "NSS_PS"),
+        "a double fault comes of the program's stack only when the kernel runs on it; add NSS",
+    ),
+    ("SHORTCUT", ("BYP",), "only system calls that bypass are shortened; add BYP"),
+)
 _NOT_HERE = {
     "RUN": "the image stage is not a container; do it in a build stage and COPY --from= the result",
     "SOURCE": "unpack it in a build stage and COPY --from= what you need",
@@ -242,13 +251,9 @@ class _Reader:
             if first in self.ukl_options and second in self.ukl_options:
                 location = max(self.ukl_options[first], self.ukl_options[second])
                 self.scope.problems.add(f"UKL {first} and {second} exclude each other", location, why)
-        if "PF_DF" in self.ukl_options and not {"NSS", "NSS_PS"} & set(self.ukl_options):
-            why = "a double fault comes of the program's stack only when the kernel runs on it; add NSS"
-            self.scope.problems.add("UKL PF_DF needs NSS", self.ukl_options["PF_DF"], why)
-
-        if "SHORTCUT" in self.ukl_options and "BYP" not in self.ukl_options:
-            why = "only system calls that bypass are shortened; add BYP"
-            self.scope.problems.add("UKL SHORTCUT needs BYP", self.ukl_options["SHORTCUT"], why)
+        for name, others, why in _NEEDS:
+            if name in self.ukl_options and not set(others) & set(self.ukl_options):
+                self.scope.problems.add(f"UKL {name} needs {others[0]}", self.ukl_options[name], why)
 
     def add_volume(self, word: ast.Word) -> None:
         path = values.absolute(word.text)
