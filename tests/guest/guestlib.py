@@ -16,6 +16,7 @@ from types import TracebackType
 from guestprograms import GuestProgram, Role, load
 
 from uklimg import proc
+from uklimg.errors import ToolError
 from uklimg.guest.protocol import Program, Report
 from uklimg.oci import RunConfig
 from uklimg.runner.launch import launch
@@ -112,7 +113,11 @@ def boot(
     file = image.bzimage if kernel == "bzimage" else image.vmlinux
     machine, guest = configure(image.run, file, image.initramfs, options)
     guest = replace(guest, programs=tuple(programs), markers=True, raw_console=True)
-    launch(Qemu(), machine, guest, env=proc.host_env(os.environ), show=keep, on_report=on_report)
+    try:
+        launch(Qemu(), machine, guest, env=proc.host_env(os.environ), show=keep, on_report=on_report)
+    except ToolError as error:  # a panic is of no use without what the kernel said of it
+        error.add_note(b"".join(console).decode("utf-8", "replace")[-20_000:])
+        raise
     return b"".join(console).decode("utf-8", "replace").replace("\r\n", "\n")
 
 

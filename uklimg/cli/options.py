@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from uklimg import oci
@@ -29,6 +31,7 @@ from uklimg.settings import ENGINES
 from uklimg.store import Store
 
 DEFAULT_FILE = "Uklfile"
+SHOWN_NAMES = 5  # of a store's images, where an error says what there is
 
 
 def add_project(parser: argparse.ArgumentParser) -> None:
@@ -203,9 +206,19 @@ def image_of(text: str, store: Store) -> tuple[str, oci.Descriptor]:
     """As ``find_image``; ToolError NOT_FOUND when there is none."""
     found = find_image(text, store)
     if found is None:
-        names = ", ".join(store.tags()) or "none"
-        raise ToolError(f"no image {text} in the store", hint=f"there is {names}", exit_code=ExitCode.NOT_FOUND)
+        hint = _those_there(text, sorted(store.tags()))
+        raise ToolError(f"no image {text} in the store", hint=hint, exit_code=ExitCode.NOT_FOUND)
     return found
+
+
+def _those_there(text: str, names: Sequence[str]) -> str:
+    """What to say of a store's images to somebody who asked for ``text``: one line, however many there are."""
+    near = difflib.get_close_matches(text, names, n=1, cutoff=0.7)
+    if near:
+        return f"did you mean {near[0]}?"
+    if len(names) > SHOWN_NAMES:
+        return f"there is {', '.join(names[:SHOWN_NAMES])} and {len(names) - SHOWN_NAMES} more: uklimg images"
+    return f"there is {', '.join(names) or 'none'}"
 
 
 def read_image(store: Store, root: oci.Descriptor) -> oci.Image:
