@@ -41,6 +41,7 @@ PLATFORM: Schema = {
         "os": {"type": "string", "minLength": 1},
         "architecture": {"type": "string", "minLength": 1},
         "os.version": {"type": "string"},
+        "os.features": {"type": "array", "items": {"type": "string", "pattern": "^CONFIG_[A-Z0-9_]+=.+$"}},
     },
     "required": ["os", "architecture"],
     "additionalProperties": False,
@@ -78,7 +79,7 @@ MANIFEST_SCHEMA: Schema = {
     "properties": {
         "schemaVersion": {"const": 2},
         "mediaType": {"const": oci.MANIFEST},
-        "config": descriptor_schema(oci.CONFIG),
+        "config": {"anyOf": [descriptor_schema(oci.CONFIG), descriptor_schema(oci.CONFIG, platform=True)]},
         "layers": {"type": "array", "items": descriptor_schema(oci.LAYER), "minItems": 1},
         "annotations": STRINGS,
     },
@@ -208,7 +209,7 @@ def test_platforms_share_layers_and_each_reader_finds_its_own() -> None:
         "com.urunc.unikernel.hypervisor": "qemu",
         "com.urunc.unikernel.binary": "/unikraft/bin/kernel",
         "com.urunc.unikernel.initrd": "/unikraft/bin/initrd",
-        "com.urunc.unikernel.cmdline": "redis-server /etc/redis.conf",
+        "com.urunc.unikernel.cmdline": "/ukl/redis-server /etc/redis.conf",
         "com.urunc.unikernel.unikernelVersion": "6.12.107",
     }
     assert wanted.items() <= linux.annotations.items()

@@ -50,8 +50,11 @@ QEMU = Platform("qemu", "x86_64")
 FIRECRACKER = Platform("fc", "x86_64")
 PLATFORMS = (LINUX, QEMU, FIRECRACKER)
 
-# KraftKit before April 2026 passes over index entries without it; only its presence is looked at.
+# KraftKit before April 2026 passes over indexes, entries and manifests without it; only its presence is looked at.
 KRAFTKIT_MARK = {"sh.kraftkit.version": "uklimg"}
+KRAFTKIT_FEATURES = ("CONFIG_UKL=y",)
+"""``os.features`` of the unikernel on KraftKit's platforms, which reads an entry as a line of a kernel configuration.
+Only the line that tells it from Linux: all of them would make every index a hundred kilobytes long."""
 
 URUNC_FILE = "/urunc.json"  # urunc's annotations with base64 values: Docker and ctr lose annotations and labels
 TARGET_UKL, TARGET_LINUX = "ukl", "linux"
@@ -119,7 +122,7 @@ def image_config(run: RunConfig, platform: Platform, layers: Sequence[Descriptor
             raise UserError(f"the label {name!r} is set by uklimg itself", hint="choose another name")
     entrypoint, cmd = _started_by_path(run) if platform == LINUX else (run.entrypoint, run.cmd)
     return ImageConfig(
-        platform=replace(platform, os_version="" if platform == LINUX else run.kernel_version),
+        platform=platform if platform == LINUX else _kraftkit(platform, run),
         diff_ids=tuple(blob.digest for blob in layers),
         entrypoint=entrypoint,
         cmd=cmd,
@@ -131,6 +134,11 @@ def image_config(run: RunConfig, platform: Platform, layers: Sequence[Descriptor
         stop_signal=run.stop_signal,
         history=tuple(History(f"uklimg {blob.annotations.get(ROLE, URUNC_FILE)}") for blob in layers),
     )
+
+
+def _kraftkit(platform: Platform, run: RunConfig) -> Platform:
+    features = KRAFTKIT_FEATURES if run.target == TARGET_UKL else ()
+    return replace(platform, os_version=run.kernel_version, os_features=features)
 
 
 def run_config(config: ImageConfig) -> RunConfig:
@@ -179,7 +187,8 @@ def urunc_fields(run: RunConfig) -> dict[str, str]:
         "hypervisor": "qemu",
         "binary": PATHS[VMLINUX],
         "initrd": PATHS[INITRAMFS],
-        "cmdline": shlex.join(run.argv),
+        # Versions that look at it start the first word as rdinit=, as all do with the configuration's command.
+        "cmdline": shlex.join(_argv_by_path(run)),
         "unikernelVersion": run.kernel_version,
     }
     return {_URUNC + name: value for name, value in values.items() if value}
@@ -228,13 +237,15 @@ def assemble(layers: Mapping[str, Descriptor], run: RunConfig) -> Assembled:
         own = (*shared, urunc.descriptor) if on_linux else shared
         config = image_config(run, platform, own)
         config_blob = _blob(CONFIG, config.encode())
-        annotations = {**described, **(urunc_fields(run) if on_linux else {})}
-        manifest = Manifest(config_blob.descriptor, own, annotations)
+        annotations = {**described, **(urunc_fields(run) if on_linux else KRAFTKIT_MARK)}
+        # KraftKit takes the platform from the manifest's descriptor of the configuration, and dies where it has none.
+        described_config = replace(config_blob.descriptor, platform=None if on_linux else config.platform)
+        manifest = Manifest(described_config, own, annotations)
         manifest_blob = _blob(manifest.media_type, manifest.encode())
         blobs += [config_blob, manifest_blob]
         entry = replace(manifest_blob.descriptor, platform=config.platform)
         entries.append(entry if on_linux else entry.annotated(KRAFTKIT_MARK))
-    index = Index(tuple(entries), described)
+    index = Index(tuple(entries), {**described, **KRAFTKIT_MARK})
     index_blob = _blob(index.media_type, index.encode())
     return Assembled((*blobs, index_blob), index_blob.descriptor)
 
@@ -285,10 +296,13 @@ def _blob(media_type: str, data: bytes) -> Blob:
 
 def _started_by_path(run: RunConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Entry point and command with the stub's path for the program's name: urunc starts argv[0] as ``rdinit=``."""
-    argv = run.argv
-    if argv[0] == run.program:
-        argv = (run.stub, *argv[1:])
+    argv = _argv_by_path(run)
     return argv[: len(run.entrypoint)], argv[len(run.entrypoint) :]
+
+
+def _argv_by_path(run: RunConfig) -> tuple[str, ...]:
+    argv = run.argv
+    return (run.stub, *argv[1:]) if argv[0] == run.program else argv
 
 
 def _started_by_name(run: RunConfig) -> RunConfig:

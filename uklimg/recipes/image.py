@@ -10,7 +10,7 @@ from uklimg.graph import Host, Output, Step
 from uklimg.oci import BZIMAGE, INITRAMFS, VMLINUX, RunConfig
 from uklimg.recipes import parameters
 
-RECIPE_VERSION = 1
+RECIPE_VERSION = 2
 FUNCTION = "image"
 
 
