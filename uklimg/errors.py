@@ -22,6 +22,7 @@ class ExitCode(IntEnum):
     NOT_FOUND = 6
     CORRUPT = 7
     HOST = 8  # a tool or resource of the host is missing
+    UNTRUSTED = 9  # not signed with the key that the user trusts
     BUG = 70
     RUN_FAILED = 125  # `run` failed before or beside the program
     INTERRUPTED = 130

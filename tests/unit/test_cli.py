@@ -343,6 +343,35 @@ def test_images_are_found_by_name_and_digest(uklimg: Command, tmp_path: Path) ->
     assert find_image(f"other@{root.digest}", store) is None
 
 
+def test_a_single_manifest_is_an_image_too(uklimg: Command, tmp_path: Path) -> None:
+    store = uklimg.store
+    root = add_image(store, tmp_path, "redis:latest")
+    below = oci.parse_index(store.read_blob(root.digest)).manifests[0]
+    for text in (f"redis@{below.digest}", str(below.digest)):
+        found = uklimg("inspect", text, "--format", "json")
+        assert found.status == 0, found.err
+        said = json.loads(found.out)
+        assert (said["digest"], said["program"]) == (str(below.digest), "redis-server")
+        assert [entry["manifest"] for entry in said["platforms"]] == [str(below.digest)]
+        assert [entry["role"] for entry in said["files"]] == list(oci.PATHS)
+    assert find_image(f"other@{below.digest}", store) is None
+    assert uklimg("tag", f"redis@{below.digest}", "one").status == 0
+    listed = {entry["name"]: entry for entry in json.loads(uklimg("images", "--format", "json").out)}
+    assert listed["one:latest"]["program"] == "redis-server"
+    assert uklimg("diff", "one", "redis").status == 0
+
+
+def test_rmi_by_digest_forgets_all_names(uklimg: Command, tmp_path: Path) -> None:
+    root = add_image(uklimg.store, tmp_path, "redis:latest")
+    for name in ("redis:8", "other:1"):
+        assert uklimg("tag", "redis", name).status == 0
+    assert uklimg("rmi", f"redis@{root.digest}").out.split() == ["redis:8", "redis:latest"]
+    assert uklimg("rmi", str(root.digest)).out.split() == ["other:1"]
+    found = uklimg("rmi", str(root.digest))
+    assert found.status == ExitCode.NOT_FOUND
+    assert "has no name here" in found.err
+
+
 @pytest.mark.parametrize("verb", ["inspect", "rmi", "push", "tag"])
 def test_an_image_that_is_not_there(uklimg: Command, tmp_path: Path, verb: str) -> None:
     add_image(uklimg.store, tmp_path, "redis:latest")

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from uklimg import blueprint, blueprints, oci
+from uklimg import attachments, blueprint, blueprints, oci
 from uklimg.cli import options
 from uklimg.cli.host import Host
 from uklimg.compare import Difference
@@ -70,7 +70,7 @@ def _side(text: str, store: Store) -> _Side:
     summary = oci.describe(image.index, image.manifests, image.config, root.digest).as_json()
     assert isinstance(summary, Mapping)
     configuration = {key: _text(value) for key, value in summary.items() if key not in _IDENTITY}
-    carried = blueprints.read(store, root.digest)
+    carried = blueprints.read(store, attachments.subject_of(store, root).digest)
     if carried is None:
         return _Side(name, root, configuration, None, None, None)
     config = blueprints.text(store, carried, blueprint.KERNEL_CONFIG)

@@ -97,8 +97,18 @@ EXAMPLES: Mapping[str, tuple[tuple[str, str], ...]] = {
     "push": (
         ("uklimg push registry.example.com/me/redis:8", "an image that has this name here"),
         ("uklimg push redis:8 registry.example.com/me/redis:8", "under another name"),
+        ("uklimg push --sign release.key registry.example.com/me/redis:8", "with a signature, for pull --verify"),
     ),
-    "pull": (("uklimg pull registry.example.com/me/redis:8", "into the store"),),
+    "pull": (
+        ("uklimg pull registry.example.com/me/redis:8", "into the store"),
+        ("uklimg pull --verify uklimg.pub registry.example.com/me/redis:8", "only if it is signed with that key"),
+    ),
+    "keygen": (
+        ("uklimg keygen release", "release.key, which stays at home, and release.pub, which everybody may have"),
+    ),
+    "sign": (
+        ("uklimg sign --key release.key registry.example.com/me/redis:8", "an image that was pushed from here"),
+    ),
     "du": (("uklimg du", "bytes of blobs, trees and the engine's copies"),),
     "prune": (("uklimg prune", "remove what no image and no cached step needs"),),
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from uklimg import blueprints, oci
+from uklimg import attachments, blueprints, oci
 from uklimg.cli import options
 from uklimg.cli.host import Host
 from uklimg.console import console, duration, size
@@ -22,7 +22,7 @@ def run(args: argparse.Namespace, host: Host) -> int:
     with console("plain", host.stderr) as sink:
         store = host.store(sink)
         name, image = options.image_of(args.ref, store)
-        carried = blueprints.needed(store, name, image.digest)
+        carried = blueprints.needed(store, name, attachments.subject_of(store, image).digest)
         blueprint = carried.blueprint
         records = {step.id: store.record(step.key) for step in blueprint.steps}
     # What a step added, where the store still has its result.

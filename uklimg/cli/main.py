@@ -42,6 +42,8 @@ VERBS = (
     "rmi",
     "push",
     "pull",
+    "keygen",
+    "sign",
     "save",
     "load",
     "verify",

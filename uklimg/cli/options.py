@@ -168,7 +168,8 @@ def is_twin(args: argparse.Namespace) -> bool:
 def find_image(text: str, store: Store) -> tuple[str, oci.Descriptor] | None:
     """An image of the store by name, by name and digest, or by ``[sha256:]`` and the first digits of its digest.
 
-    None when there is none; UserError when the digits fit several.
+    With all its digits a digest may also be that of one manifest of an index. None when there is none; UserError when
+    the digits fit several.
     """
     tags = store.tags()
     digits = text.removeprefix("sha256:")
@@ -185,9 +186,20 @@ def find_image(text: str, store: Store) -> tuple[str, oci.Descriptor] | None:
         entry = tags.get(str(ref))
         return (str(ref), entry) if entry is not None else None
     for name, entry in tags.items():
-        if entry.digest == ref.digest and Reference.parse(name).name == ref.name:
-            return name, entry
+        if Reference.parse(name).name == ref.name:
+            if entry.digest == ref.digest:
+                return name, entry
+            if below := _manifest_in(entry, ref.digest, store):
+                return str(ref), below
     return None
+
+
+def _manifest_in(index: oci.Descriptor, digest: Digest, store: Store) -> oci.Descriptor | None:
+    """The manifest of that digest in an index, if it is one and has it."""
+    if index.media_type not in oci.INDEXES or not store.has(index.digest):
+        return None
+    listed = oci.parse_index(store.read_blob(index.digest), str(index.digest)).manifests
+    return next((entry.bare() for entry in listed if entry.digest == digest and store.has(digest)), None)
 
 
 def _untagged(text: str, store: Store) -> tuple[str, oci.Descriptor] | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from uklimg import oci
-from uklimg.cli import options, pull
+from uklimg.cli import options, pull, trust
 from uklimg.cli.host import Host
 from uklimg.console import Console, console
 from uklimg.errors import UserError
@@ -55,6 +55,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-i", "--interactive", action="store_true", help="connect standard input to the console")
     parser.add_argument("--verbose", action="store_true", help="show the kernel's messages")
     parser.add_argument("--gdb", metavar="ADDRESS", default="", help="serve a debugger, as in tcp:127.0.0.1:1234")
+    trust.add_verify(parser)
     parser.add_argument("ref", metavar="REF", help="name or digest of an image")
     parser.add_argument("arguments", metavar="ARG", nargs=argparse.REMAINDER, help="in place of the image's command")
 
@@ -82,10 +83,11 @@ def add_machine(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, host: Host) -> int:
     wanted = run_options(args, host)
     qemu, env = Qemu(), host.env
+    check = trust.check_of(args, host)
     with console("auto", host.stderr) as sink:
         store = host.store(sink)
         with store.session():
-            _, root = pull.find_or_pull(args.ref, host, store, sink)
+            _, root = pull.find_or_pull(args.ref, host, store, sink, check)
         image = options.read_image(store, root)
         vmlinux, initrd = boot_file(store, image, oci.VMLINUX), boot_file(store, image, oci.INITRAMFS)
         kernel = vmlinux if args.boot == VMLINUX else boot_file(store, image, oci.BZIMAGE)

@@ -15,7 +15,17 @@ from dataclasses import dataclass, field, replace
 from uklimg.digest import canonical_json
 from uklimg.errors import CorruptError, InternalError, UserError
 from uklimg.oci import layer
-from uklimg.oci.model import CONFIG, LAYER, Descriptor, History, ImageConfig, Index, Manifest, Platform
+from uklimg.oci.model import (
+    CONFIG,
+    LAYER,
+    MANIFESTS,
+    Descriptor,
+    History,
+    ImageConfig,
+    Index,
+    Manifest,
+    Platform,
+)
 from uklimg.oci.parse import MAX_CONFIG, MAX_MANIFEST, parse_config, parse_index, parse_manifest
 
 VMLINUX = "vmlinux"
@@ -270,10 +280,16 @@ class Image:
 
 
 def read_image(read: Callable[[Descriptor], bytes], root: Descriptor) -> Image:
-    """Load the image ``root`` (an index). ``read`` returns a blob whole, verified.
+    """Load the image ``root``, an index or a single manifest, which is read as an index of that alone. ``read``
+    returns a blob whole, verified.
 
     Raises UserError when it is no image of ours, CorruptError when it is malformed.
     """
+    if root.media_type in MANIFESTS:
+        manifest = parse_manifest(_read(read, root, MAX_MANIFEST))
+        config = parse_config(_read(read, manifest.config, MAX_CONFIG))
+        index = Index((replace(root.bare(), platform=config.platform),))
+        return Image(root, index, (manifest,), config, run_config(config))
     index = parse_index(_read(read, root, MAX_MANIFEST))
     entries = tuple(e for e in index.manifests if e.platform is not None and not e.artifact_type)
     manifests = tuple(parse_manifest(_read(read, entry, MAX_MANIFEST)) for entry in entries)

@@ -7,7 +7,7 @@ of the image is there; what a kill leaves behind are whole blobs under their own
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import BinaryIO, Protocol
 
@@ -71,14 +71,23 @@ def connect(ref: Reference, environ: Mapping[str, str], uid: int, retry: Retry |
 
 
 def pull(
-    ref: Reference, store: BlobStore, transport: Transport, sink: Sink = discard, *, platform: Platform | None = None
+    ref: Reference,
+    store: BlobStore,
+    transport: Transport,
+    sink: Sink = discard,
+    *,
+    platform: Platform | None = None,
+    admit: Callable[[Descriptor], object] | None = None,
 ) -> Descriptor:
     """Bring ``ref`` into the store, tag it there under its full name, and return what was tagged.
 
     That is the index or manifest as the registry has it, complete; or, with ``platform``, the one manifest of an
-    index that is for it. Blobs that the store has are not fetched. Errors: CORRUPT, NETWORK, AUTH, NOT_FOUND.
+    index that is for it. Blobs that the store has are not fetched. ``admit`` is asked about what ``ref`` means before
+    anything else is fetched or kept; it refuses by raising. Errors: CORRUPT, NETWORK, AUTH, NOT_FOUND.
     """
     root, data = _root(ref, transport)
+    if admit is not None:
+        admit(root)
     parsed = parse_index_or_manifest(data, f"image {ref}")
     puller = _Puller(ref, store, transport, sink)
     if platform is not None and isinstance(parsed, Index):
@@ -104,6 +113,21 @@ def find_manifest(ref: Reference, transport: Transport, platform: Platform) -> t
     if not isinstance(parsed, Manifest):
         raise CorruptError(f"image {ref} is an index in an index")
     return root, parsed
+
+
+def fetch_manifests(ref: Reference, store: BlobStore, transport: Transport) -> Descriptor:
+    """What ``ref`` means and, if that is an index, the manifests in it into the store, without a name and without
+    their blobs. Errors: as ``pull``."""
+    root, data = _root(ref, transport)
+    puller = _Puller(ref, store, transport, discard)
+    puller.keep(root, data)
+    parsed = parse_index_or_manifest(data, f"image {ref}")
+    for entry in parsed.manifests if isinstance(parsed, Index) else ():
+        what = f"manifest {entry.digest}"
+        below, _ = transport.manifest(str(entry.digest), what)
+        _check(entry, len(below), Digest.of(below), "from the registry")
+        puller.keep(entry, below)
+    return root
 
 
 def bring_blob(blob: Descriptor, store: BlobStore, transport: Transport, sink: Sink = discard) -> None:

@@ -6,6 +6,7 @@ pushes one keeps the list: an index under the tag ``sha256-<digits of the subjec
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from uklimg.digest import Digest
@@ -15,6 +16,9 @@ from uklimg.oci import INDEX, MANIFESTS, MAX_MANIFEST, Descriptor, Index, parse_
 from uklimg.ref import Reference
 from uklimg.remote.client import BlobStore, fetch, send
 from uklimg.remote.transport import Transport
+from uklimg.signing import UntrustedError
+
+_MAX_TRIED = 10  # of several artifacts of one type
 
 
 def fallback_tag(subject: Digest) -> str:
@@ -47,25 +51,49 @@ def pull_referrer(
     store: BlobStore,
     transport: Transport,
     sink: Sink = discard,
+    *,
+    admit: Callable[[Descriptor], object] | None = None,
 ) -> Descriptor | None:
     """Bring the newest artifact of that type about ``subject`` into the store; None when there is none.
 
-    Errors: CORRUPT when it is about something else or of another type, otherwise as ``client.pull``.
+    ``admit`` may refuse an artifact with an UntrustedError before anything of it is fetched; when all are refused,
+    the newest one's error leaves. Errors: CORRUPT when it is about something else or of another type, otherwise as
+    ``client.pull``.
     """
-    found = [
-        entry
-        for entry in _listed(subject, artifact_type, transport)
-        if entry.artifact_type == artifact_type and entry.media_type in MANIFESTS
-    ]
-    if not found:
+    found = find_referrers(subject, artifact_type, transport)
+    artifact = _admitted(found[::-1], admit)
+    if artifact is None:
         return None
-    # Whoever keeps the list appends, we included; registries say nothing about their order.
-    artifact = found[-1]
     fetch(ref, artifact.bare(), store, transport, sink)
     parsed = parse_manifest(store.read_blob(artifact.digest), f"manifest {artifact.digest}")
     if parsed.artifact_type != artifact_type or parsed.subject is None or parsed.subject.digest != subject:
         raise CorruptError(f"{transport.ref.host} lists {artifact.digest} as attached to {subject}, and it is not")
     return artifact
+
+
+def find_referrers(subject: Digest, artifact_type: str, transport: Transport) -> tuple[Descriptor, ...]:
+    """What the registry lists as being about ``subject`` and of that type, the newest last; not verified."""
+    # Whoever keeps the list appends, we included; registries say nothing about their order.
+    return tuple(
+        entry
+        for entry in _listed(subject, artifact_type, transport)
+        if entry.artifact_type == artifact_type and entry.media_type in MANIFESTS
+    )
+
+
+def _admitted(found: Sequence[Descriptor], admit: Callable[[Descriptor], object] | None) -> Descriptor | None:
+    """The first one that is not refused."""
+    refused: UntrustedError | None = None
+    for entry in found[:_MAX_TRIED]:
+        try:
+            if admit is not None:
+                admit(entry)
+            return entry
+        except UntrustedError as error:
+            refused = refused or error
+    if refused is not None:
+        raise refused
+    return None
 
 
 def _listed(subject: Digest, artifact_type: str, transport: Transport) -> tuple[Descriptor, ...]:
