@@ -15,8 +15,9 @@ PACKAGES=(
     # the demo and the tests
     redis-tools docker-registry skopeo busybox-static gcc g++ libc6-dev make git gdb iproute2 procps xz-utils dpkg-dev openssl
     cpio gnupg rsync diffoscope-minimal
-    # disks that firmware starts
-    ovmf systemd-boot-efi mtools fdisk
+    # disks and CDs that firmware starts (`uklimg export`), and the libvirt that starts a domain of its
+    ovmf systemd-boot-efi mtools fdisk qemu-utils xorriso libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients
+    libxml2-utils
 )
 
 fail() {

@@ -47,6 +47,9 @@ PACKAGES: Mapping[str, str] = {
     "gpgv": "gpgv",
     "apt-get": "apt",
     "ip": "iproute2",
+    "mcopy": "mtools",
+    "mformat": "mtools",
+    "mmd": "mtools",
     "mmdebstrap": "mmdebstrap",
     "newuidmap": "uidmap",
     "qemu-img": "qemu-utils",
@@ -54,8 +57,10 @@ PACKAGES: Mapping[str, str] = {
     "redis-benchmark": "redis-tools",
     "redis-cli": "redis-tools",
     "runc": "runc",
+    "sfdisk": "fdisk",
     "skopeo": "skopeo",
     "unshare": "util-linux",
+    "xorriso": "xorriso",
 }
 
 _HOST_VARIABLES = (

@@ -86,6 +86,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "execute",
         "remote",
         "runner",
+        "export",
         "trial",
         "sharedcache",
         "rebuild",

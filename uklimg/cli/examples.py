@@ -87,6 +87,15 @@ EXAMPLES: Mapping[str, tuple[tuple[str, str], ...]] = {
     ),
     "save": (("uklimg save -o redis.tar redis:8", "an OCI archive, for skopeo, podman or `uklimg load`"),),
     "load": (("uklimg load -i redis.tar", "the images in it, under their names"),),
+    "export": (
+        ("uklimg export --format uki -o redis.efi redis:8", "for UEFI firmware: one file with everything"),
+        (
+            "uklimg export --format qcow2 -o redis.qcow2 registry.example.com/me/redis:8",
+            "a disk; pulls what is missing",
+        ),
+        ("uklimg export --format libvirt -o /srv/redis -m 512M redis:8", "a folder with files and domain.xml"),
+        ("uklimg export --format folder --accel tcg -o redis-vm redis:8", "kernel, initramfs and a QEMU script"),
+    ),
     "verify": (
         ("uklimg verify redis:8", "build it again from nothing but sources, and compare"),
         ("uklimg verify --reuse kernel-kit --reuse 'base:*' redis:8", "the same without compiling the kernel"),

@@ -46,6 +46,7 @@ VERBS = (
     "sign",
     "save",
     "load",
+    "export",
     "verify",
     "du",
     "prune",

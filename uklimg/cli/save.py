@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import uuid
-from typing import IO
+from typing import IO, TextIO
 
 from uklimg import archive
 from uklimg.cli import options
@@ -29,7 +29,7 @@ def run(args: argparse.Namespace, host: Host) -> int:
         with store.session():
             images = dict(options.image_of(text, store) for text in args.refs)
             if not args.output:
-                archive.save(store, images, _binary(host))
+                archive.save(store, images, binary_output(host.stdout))
                 return 0
             path = host.path(args.output)
             temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
@@ -45,8 +45,8 @@ def run(args: argparse.Namespace, host: Host) -> int:
     return 0
 
 
-def _binary(host: Host) -> IO[bytes]:
-    binary: IO[bytes] | None = getattr(host.stdout, "buffer", None)
+def binary_output(stdout: TextIO) -> IO[bytes]:
+    binary: IO[bytes] | None = getattr(stdout, "buffer", None)
     if binary is None:
         raise InternalError("standard output takes text only")
     return binary
