@@ -291,6 +291,12 @@ def test_network_boot_names_its_files_relatively(tmp_path: Path) -> None:
     assert (out / "bzImage").is_file() and (out / "initramfs").is_file()
 
 
+@pytest.mark.parametrize("cmdline", ["a=1 && reboot", "x=${net0/ip}", "#1"])
+def test_what_ipxe_would_take_for_its_own(tmp_path: Path, cmdline: str) -> None:
+    with pytest.raises(UserError, match="iPXE cannot pass"):
+        netboot.pxe(job(tmp_path, cmdline=cmdline), tmp_path)
+
+
 def test_the_script_for_qemu(tmp_path: Path) -> None:
     def script(**wanted: Any) -> str:
         out = tmp_path / "-".join(("out", *wanted))

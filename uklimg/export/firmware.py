@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -61,8 +62,13 @@ def read_stub(path: Path) -> bytes:
 def os_release(job: Job) -> str:
     """What boot loaders show of it (os-release(5))."""
     version = job.run.kernel_version or "0"
-    pretty = f"{job.run.program} (Linux {version})"
-    return f'ID={job.name}\nNAME="{job.run.program}"\nVERSION_ID={version}\nPRETTY_NAME="{pretty}"\n'
+    fields = {
+        "ID": job.name,
+        "NAME": job.run.program,
+        "VERSION_ID": version,
+        "PRETTY_NAME": f"{job.run.program} (Linux {version})",
+    }
+    return "".join(f"{name}={shlex.quote(value)}\n" for name, value in fields.items())
 
 
 def raw(job: Job, out: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from uklimg import oci
+from uklimg.errors import UserError
 from uklimg.export.model import Job
 from uklimg.export.plain import copy_files
 
@@ -14,9 +15,18 @@ SCRIPT, PXELINUX = "boot.ipxe", "pxelinux.cfg/default"
 def pxe(job: Job, out: Path) -> None:
     copy_files(job, out, oci.BZIMAGE, oci.INITRAMFS)
     line = job.parameters("console=tty0")
+    check_ipxe(line)
     (out / SCRIPT).write_text(ipxe_script(job, line))
     (out / PXELINUX).parent.mkdir()
     (out / PXELINUX).write_text(pxelinux_config(job, line))
+
+
+def check_ipxe(line: str) -> None:
+    """UserError for parameters that iPXE would take for its own words: it knows no quoting."""
+    words = line.split()
+    wrong = [word for word in words if word in ("&&", "||") or word.startswith("#") or "${" in word]
+    if wrong:
+        raise UserError(f"iPXE cannot pass {wrong[0]!r} on to the kernel")
 
 
 def ipxe_script(job: Job, line: str) -> str:
