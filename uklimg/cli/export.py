@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from uklimg import oci
-from uklimg.cli import options, pull
+from uklimg.cli import options, pull, trust
 from uklimg.cli.host import Host
 from uklimg.cli.run import boot_file
 from uklimg.cli.save import binary_output
@@ -48,6 +48,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--at", metavar="DIR", default="", help="where the files will lie when they boot (the output)"
     )
     parser.add_argument("--stub", metavar="FILE", default="", help=f"systemd's EFI stub ({STUB})")
+    trust.add_verify(parser)
     parser.add_argument("ref", metavar="REF", help="name or digest of an image")
 
 
@@ -56,10 +57,11 @@ def run(args: argparse.Namespace, host: Host) -> int:
     out = _output(args, host)
     wanted = _wanted(args, host, out)
     check_tools(args.format, host.env)
+    signed = trust.check_of(args, host)
     with console("auto", host.stderr) as sink:
         store = host.store(sink)
         with store.session(), store.scratch() as scratch:
-            name, root = pull.find_or_pull(args.ref, host, store, sink)
+            name, root = pull.find_or_pull(args.ref, host, store, sink, signed)
             if not wanted.image and not name.startswith("sha256:"):
                 wanted = replace(wanted, image=name)
             image = options.read_image(store, root)
