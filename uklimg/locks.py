@@ -63,6 +63,11 @@ def create_locked(path: Path) -> int:
     return fd
 
 
+def take(path: Path) -> int | None:
+    """As ``create_locked``, with what the file holds; None when somebody else has it."""
+    return _open(path, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
 @contextmanager
 def abandoned(path: Path) -> Iterator[bool]:
     """Whether nobody holds the file ``path``; False when it does not exist. If so, nobody else holds it until the end

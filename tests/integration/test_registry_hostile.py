@@ -491,21 +491,27 @@ def test_push_sends_blobs_before_manifests(start: Starter, full: Layout) -> None
     server = start(wants_basic(takes))
     send(server, full, Ada())
     puts = [r for r in server.seen if r.method == "PUT" and "Authorization" in r.headers]
-    assert [r.body for r in puts] == [CONFIG, LAYER, MANIFEST]
-    assert [r.query.get("digest") for r in puts] == [[str(CONFIG_BLOB.digest)], [str(LAYER_BLOB.digest)], None]
-    assert puts[1].query["_state"] == ["x="]
+    # Blobs go beside one another, before the manifest.
+    sent = {str(r.query.get("digest")): r for r in puts[:2]}
+    assert {name: r.body for name, r in sent.items()} == {
+        str([str(CONFIG_BLOB.digest)]): CONFIG,
+        str([str(LAYER_BLOB.digest)]): LAYER,
+    }
+    assert all(r.query["_state"] == ["x="] for r in puts[:2])
+    assert len(puts) == 3 and puts[2].body == MANIFEST
     assert puts[2].path == "/v2/a/manifests/1" and puts[2].headers["Content-Type"] == oci.MANIFEST
     assert all("Transfer-Encoding" not in r.headers for r in puts)
 
 
 def test_push_begins_an_upload_again(start: Starter, full: Layout) -> None:
-    failures = iter([True, False, False, False, False])
+    failures = iter([True])
     server = start(
-        lambda r: Answer(502) if r.method == "PUT" and "uploads" in r.path and next(failures) else takes(r)
+        lambda r: Answer(502) if r.method == "PUT" and r.body == CONFIG and next(failures, False) else takes(r)
     )
     send(server, full)
     assert len(server.paths("POST")) == 3  # config twice, layer once
-    assert [r.body for r in server.seen if r.method == "PUT"] == [CONFIG, CONFIG, LAYER, MANIFEST]
+    bodies = [r.body for r in server.seen if r.method == "PUT"]
+    assert sorted(bodies[:3]) == sorted([CONFIG, CONFIG, LAYER]) and bodies[3:] == [MANIFEST]
 
 
 def test_push_goes_on_after_the_credentials_are_asked_for_late(start: Starter, full: Layout) -> None:
@@ -518,7 +524,10 @@ def test_push_goes_on_after_the_credentials_are_asked_for_late(start: Starter, f
 
     server = start(play)
     send(server, full, Ada())
-    assert [r.body for r in server.seen if r.method == "PUT"] == [CONFIG, CONFIG, LAYER, MANIFEST]
+    asked = [r.body for r in server.seen if r.method == "PUT" and "Authorization" not in r.headers]
+    taken = [r.body for r in server.seen if r.method == "PUT" and "Authorization" in r.headers]
+    assert sorted(taken[:2]) == sorted([CONFIG, LAYER]) and taken[2:] == [MANIFEST]
+    assert asked and set(asked) <= {CONFIG, LAYER}
 
 
 def test_push_to_a_host_that_the_registry_names_without_credentials(start: Starter, full: Layout) -> None:
@@ -530,7 +539,7 @@ def test_push_to_a_host_that_the_registry_names_without_credentials(start: Start
         return takes(request)
 
     send(start(wants_basic(play)), full, Ada())
-    assert [r.body for r in other.seen] == [CONFIG, LAYER]
+    assert sorted(r.body for r in other.seen) == sorted([CONFIG, LAYER])
     assert all("Authorization" not in r.headers for r in other.seen)
 
 

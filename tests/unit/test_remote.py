@@ -14,10 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from uklimg.errors import ExitCode, ToolError, UserError
-from uklimg.remote.auth import AuthFiles, Credential, auth_files, ca_file, process_helper
+from uklimg.remote.auth import AuthFiles, Credential, auth_files, process_helper
+from uklimg.remote.authenticator import with_query
+from uklimg.remote.certificates import Trust, find_trust
 from uklimg.remote.challenge import Challenge, parse_challenges
 from uklimg.remote.failures import Retry, TransientError, of_exception, of_response
-from uklimg.remote.transport import with_query
 
 pytestmark = pytest.mark.unit
 
@@ -176,13 +177,28 @@ def test_secrets_have_no_repr() -> None:
 def test_certificates(tmp_path: Path) -> None:
     folder = tmp_path / "r.example:5000"
     folder.mkdir()
-    assert ca_file("r.example:5000", [tmp_path / "none", tmp_path]) is None
+    folders = [tmp_path / "none", tmp_path]
+    assert find_trust("r.example:5000", folders) == Trust()
+    (folder / "b.crt").touch()
     (folder / "a.crt").touch()
+    assert find_trust("r.example:5000", folders) == Trust((folder / "a.crt", folder / "b.crt"))
+    assert find_trust("r.example", folders) == Trust()
     (folder / "client.cert").touch()
-    assert ca_file("r.example:5000", [tmp_path / "none", tmp_path]) == folder / "a.crt"
-    (folder / "ca.crt").touch()
-    assert ca_file("r.example:5000", [tmp_path]) == folder / "ca.crt"
-    assert ca_file("r.example", [tmp_path]) is None
+    with pytest.raises(UserError, match="has no key beside it"):
+        find_trust("r.example:5000", folders)
+    (folder / "client.key").touch()
+    trust = find_trust("r.example:5000", folders)
+    assert trust.client == (folder / "client.cert", folder / "client.key")
+    with pytest.raises(UserError, match=r"cannot use the certificate or key .*a\.crt"):
+        trust.context()
+
+
+def test_authorities_of_the_environment(tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle.pem"
+    bundle.touch()
+    environ = {"SSL_CERT_FILE": str(bundle), "REQUESTS_CA_BUNDLE": str(tmp_path / "missing")}
+    assert Trust().beside(environ) == Trust((bundle,))
+    assert Trust((Path("/a"),)).beside({}) == Trust((Path("/a"),))
 
 
 @pytest.mark.parametrize(

@@ -56,18 +56,6 @@ class NoCredentials:
         return None
 
 
-CERTIFICATE_FOLDERS = (Path("/etc/containers/certs.d"), Path("/etc/docker/certs.d"))
-
-
-def ca_file(host: str, folders: Sequence[Path] = CERTIFICATE_FOLDERS) -> Path | None:
-    """The authorities that Podman or Docker trust for ``host[:port]`` (``certs.d/HOST/*.crt``; ``ca.crt`` first)."""
-    for folder in folders:
-        found = sorted((folder / host).glob("*.crt"), key=lambda path: (path.name != "ca.crt", path.name))
-        if found:
-            return found[0]
-    return None
-
-
 Helper: TypeAlias = Callable[[str, str], bytes | None]
 """(program, server) -> what ``program get`` prints for ``server``, None when it knows nothing."""
 

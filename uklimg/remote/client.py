@@ -6,10 +6,9 @@ of the image is there; what a kill leaves behind are whole blobs under their own
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
-from typing import BinaryIO, Protocol
+import threading
+from collections.abc import Callable, Mapping
+from typing import TypeAlias
 
 from uklimg.digest import Digest
 from uklimg.errors import CorruptError, ExitCode, ToolError, UserError
@@ -26,48 +25,44 @@ from uklimg.oci import (
     parse_index_or_manifest,
 )
 from uklimg.ref import Reference
-from uklimg.remote.auth import ca_file, default_credentials
+from uklimg.remote import known
+from uklimg.remote.auth import Credentials, default_credentials
+from uklimg.remote.certificates import certificate_folders, find_trust
 from uklimg.remote.failures import Retry
-from uklimg.remote.transport import Transport
+from uklimg.remote.parallel import each
+from uklimg.remote.transport import Download, Transport
+from uklimg.remote.uploads import BlobSource, note_of, upload
+from uklimg.store.layout import Layout
 
 _MAX_NESTING = 3  # an index in an index is allowed, and rare
+_MAX_MANIFESTS = 4 * MAX_MANIFEST  # bytes of all manifests of an image, which are kept until its blobs are there
+
+BlobStore: TypeAlias = Layout
 
 
-class Writer(Protocol):
-    """Takes a blob's bytes in order; ``size`` and ``digest`` are of what was written so far."""
-
-    size: int
-
-    @property
-    def digest(self) -> Digest: ...
-
-    def write(self, data: bytes, /) -> object: ...
-
-    def commit(self, expected: Digest | None = None) -> object:
-        """Give the blob its name; without it nothing is left."""
-        ...
-
-
-class BlobStore(Protocol):
-    """What push and pull need of a store; ``uklimg.store.layout.Layout`` is one."""
-
-    def has(self, digest: Digest, size: int = 0) -> bool: ...
-
-    def read_blob(self, digest: Digest) -> bytes:
-        """A small blob, verified; CorruptError when it is damaged or missing."""
-        ...
-
-    def open_blob(self, digest: Digest) -> BinaryIO: ...
-
-    def writer(self) -> AbstractContextManager[Writer]: ...
-
-    def tag(self, name: str, descriptor: Descriptor) -> None: ...
-
-
-def connect(ref: Reference, environ: Mapping[str, str], uid: int, retry: Retry | None = None) -> Transport:
-    """To the registry of ``ref`` as Podman and Docker would: their credentials, their certificates."""
+def connect(
+    ref: Reference,
+    environ: Mapping[str, str],
+    uid: int,
+    retry: Retry | None = None,
+    *,
+    plain_http: bool | None = None,
+    credentials: Credentials | None = None,
+) -> Transport:
+    """To the registry of ``ref`` as Podman and Docker would: their credentials (unless others are given), their
+    certificates. A registry on this machine for which there are certificates is asked over TLS, if nothing is said.
+    """
     ref = ref.on_registry()
-    return Transport(ref, default_credentials(environ, uid), retry=retry, ca_file=ca_file(ref.host))
+    trust = find_trust(ref.host, certificate_folders(environ))
+    if plain_http is None and trust:
+        plain_http = False
+    return Transport(
+        ref,
+        credentials or default_credentials(environ, uid),
+        retry=retry,
+        plain_http=plain_http,
+        trust=trust.beside(environ),
+    )
 
 
 def pull(
@@ -95,7 +90,8 @@ def pull(
         puller.manifest(root, 1)
     else:
         puller.contents(parsed, 1)
-        puller.keep(root, data)
+        puller.hold(root, data)
+    puller.finish()
     store.tag(str(ref), root)
     return root
 
@@ -119,20 +115,19 @@ def fetch_manifests(ref: Reference, store: BlobStore, transport: Transport) -> D
     """What ``ref`` means and, if that is an index, the manifests in it into the store, without a name and without
     their blobs. Errors: as ``pull``."""
     root, data = _root(ref, transport)
-    puller = _Puller(ref, store, transport, discard)
-    puller.keep(root, data)
+    _keep(root, data, store)
     parsed = parse_index_or_manifest(data, f"image {ref}")
     for entry in parsed.manifests if isinstance(parsed, Index) else ():
         what = f"manifest {entry.digest}"
         below, _ = transport.manifest(str(entry.digest), what)
         _check(entry, len(below), Digest.of(below), "from the registry")
-        puller.keep(entry, below)
+        _keep(entry, below, store)
     return root
 
 
 def bring_blob(blob: Descriptor, store: BlobStore, transport: Transport, sink: Sink = discard) -> None:
     """One blob of a repository into the store. Errors: as ``pull``."""
-    _Puller(transport.ref, store, transport, sink).blob(blob)
+    _receive(blob, store, transport, sink)
 
 
 def push(ref: Reference, root: Descriptor, store: BlobStore, transport: Transport, sink: Sink = discard) -> None:
@@ -142,18 +137,24 @@ def push(ref: Reference, root: Descriptor, store: BlobStore, transport: Transpor
     """
     if ref.digest is not None and ref.digest != root.digest:
         raise UserError(f"{ref} asks for another image than {root.digest}", hint="push to a tag")
-    data = _Pusher(store, transport, sink).contents(root, 1)
+    data = send(root, store, transport, sink)
     transport.put_manifest(ref.remote_tag, root, data, f"image {ref}")
+    known.remember(store, ref, root)
 
 
 def send(root: Descriptor, store: BlobStore, transport: Transport, sink: Sink = discard) -> bytes:
     """Send everything below ``root`` and return its own bytes, which the caller sends under a name."""
-    return _Pusher(store, transport, sink).contents(root, 1)
+    pusher = _Pusher(store, transport, sink)
+    data = pusher.contents(root, 1)
+    pusher.finish()
+    return data
 
 
 def fetch(ref: Reference, manifest: Descriptor, store: BlobStore, transport: Transport, sink: Sink = discard) -> None:
     """Bring ``manifest`` with everything below it into the store, without a name."""
-    _Puller(ref, store, transport, sink).manifest(manifest, 1)
+    puller = _Puller(ref, store, transport, sink)
+    puller.manifest(manifest, 1)
+    puller.finish()
 
 
 def _root(ref: Reference, transport: Transport) -> tuple[Descriptor, bytes]:
@@ -187,27 +188,31 @@ def _check(blob: Descriptor, size: int, digest: Digest, where: str) -> None:
 
 
 class _Puller:
-    def __init__(self, ref: Reference, store: BlobStore, transport: Transport, sink: Sink) -> None:
+    """First all manifests, which say what there is; then blobs, several at once; then manifests get their names,
+    those below first. So nothing in the store refers to what is not there."""
+
+    def __init__(self, ref: Reference, store: Layout, transport: Transport, sink: Sink) -> None:
         self._ref = ref
         self._store = store
         self._transport = transport
         self._sink = sink
-        self._done: set[Digest] = set()
+        self._held: dict[Digest, tuple[Descriptor, bytes]] = {}
+        self._blobs: dict[Digest, Descriptor] = {}
+        self._room = _MAX_MANIFESTS
 
     def contents(self, parsed: Index | Manifest, level: int) -> None:
-        """Everything below an index or manifest, but not itself."""
+        """Note everything below an index or manifest, but not itself."""
         if level > _MAX_NESTING:
             raise CorruptError(f"image {self._ref} is an index in an index in an index")
         if isinstance(parsed, Index):
             for entry in parsed.manifests:
                 self.manifest(entry, level + 1)
         else:
-            for blob in parsed.blobs():
-                self.blob(blob)
+            self._blobs.update((blob.digest, blob) for blob in parsed.blobs())
 
     def manifest(self, entry: Descriptor, level: int) -> None:
         """An index's entry and everything below it."""
-        if entry.digest in self._done:
+        if entry.digest in self._held:
             return
         what = f"manifest {entry.digest}"
         if entry.media_type not in INDEXES | MANIFESTS:
@@ -221,42 +226,81 @@ class _Puller:
         if parsed.media_type != entry.media_type:
             raise CorruptError(f"{what} is a {parsed.media_type}, listed as {entry.media_type}")
         self.contents(parsed, level)
-        self.keep(entry, data)
+        self.hold(entry, data)
 
-    def keep(self, descriptor: Descriptor, data: bytes) -> None:
-        """Store what was verified already."""
-        self._done.add(descriptor.digest)
-        if not self._store.has(descriptor.digest, descriptor.size):
-            with self._store.writer() as writer:
-                writer.write(data)
-                writer.commit(descriptor.digest)
+    def hold(self, descriptor: Descriptor, data: bytes) -> None:
+        """Keep what was verified until everything below it is there."""
+        self._room -= len(data)
+        if self._room < 0:
+            raise CorruptError(f"image {self._ref} has more than {_MAX_MANIFESTS} bytes of manifests")
+        self._held[descriptor.digest] = (descriptor, data)
 
-    def blob(self, blob: Descriptor) -> None:
-        if blob.digest in self._done:
-            return
-        self._done.add(blob.digest)
-        name = str(blob.digest)
-        self._sink(TransferStarted(name, "pull", _title(blob), blob.size))
+    def finish(self) -> None:
+        wanted = [blob for blob in self._blobs.values() if not self._skip(blob)]
+        each(wanted, self._transport, lambda blob, mine: _receive(blob, self._store, mine, self._sink))
+        for descriptor, data in self._held.values():
+            _keep(descriptor, data, self._store)
+
+    def _skip(self, blob: Descriptor) -> bool:
         there = self._store.has(blob.digest, blob.size)
-        if not there:
-            with self._store.writer() as writer:
-                for chunk in self._transport.blob_chunks(blob):
+        if there:
+            self._sink(TransferStarted(str(blob.digest), "pull", _title(blob), blob.size))
+            self._sink(TransferFinished(str(blob.digest), skipped=True))
+        return there
+
+
+def _keep(manifest: Descriptor, data: bytes, store: Layout) -> None:
+    """Store what was verified already."""
+    if not store.has(manifest.digest, manifest.size):
+        with store.writer() as writer:
+            writer.write(data)
+            writer.commit(manifest.digest)
+
+
+def _receive(blob: Descriptor, store: Layout, transport: Transport, sink: Sink) -> None:
+    """Bring a blob into the store, unless it is there, going on with what an earlier attempt left.
+
+    What was put together from several answers and is not the blob is asked for once more, as a whole.
+    """
+    name = str(blob.digest)
+    if store.has(blob.digest, blob.size):
+        sink(TransferStarted(name, "pull", _title(blob), blob.size))
+        return sink(TransferFinished(name, skipped=True))
+    with store.partial(blob.digest) as writer:
+        if writer.size > blob.size:
+            writer.restart()
+        sink(TransferStarted(name, "pull", _title(blob), blob.size - writer.size))
+        for last in (False, True):
+            begun, download = writer.size, Download(transport, blob, writer.size)
+            try:
+                for chunk in download if begun < blob.size or not begun else ():
                     writer.write(chunk)
-                    self._sink(TransferProgress(name, len(chunk)))
+                    sink(TransferProgress(name, len(chunk)))
                 _check(blob, writer.size, writer.digest, "from the registry")
-                writer.commit(blob.digest)
-        self._sink(TransferFinished(name, skipped=there))
+                break
+            except CorruptError:
+                if last or not download.resumed:
+                    raise
+                sink(TransferProgress(name, begun - writer.size))
+                writer.restart()
+        writer.commit(blob.digest)
+    return sink(TransferFinished(name))
 
 
 class _Pusher:
-    def __init__(self, store: BlobStore, transport: Transport, sink: Sink) -> None:
+    """First all manifests are read; then blobs go, several at once; then manifests, those below first."""
+
+    def __init__(self, store: Layout, transport: Transport, sink: Sink) -> None:
         self._store = store
         self._transport = transport
         self._sink = sink
-        self._done: set[Digest] = set()
+        self._blobs: dict[Digest, Descriptor] = {}
+        self._manifests: dict[Digest, tuple[Descriptor, bytes]] = {}
+        self._elsewhere = known.Elsewhere(store, transport.ref)
+        self._guard = threading.Lock()
 
     def contents(self, root: Descriptor, level: int) -> bytes:
-        """Send everything below ``root``, and return its own bytes."""
+        """Note everything below ``root``, and return its own bytes."""
         if level > _MAX_NESTING:
             raise CorruptError(f"{root.digest} is an index in an index in an index")
         if root.size > MAX_MANIFEST:
@@ -265,59 +309,31 @@ class _Pusher:
         _check(root, len(data), root.digest, "in the store")
         parsed = parse_index_or_manifest(data, f"manifest {root.digest}")
         if isinstance(parsed, Manifest):
-            for blob in parsed.blobs():
-                self._blob(blob)
+            self._blobs.update((blob.digest, blob) for blob in parsed.blobs())
             return data
         for entry in parsed.manifests:
-            if entry.digest not in self._done:
-                self._done.add(entry.digest)
+            if entry.digest not in self._manifests:
                 below = self.contents(entry, level + 1)
-                if not self._transport.has_manifest(entry.digest):
-                    self._transport.put_manifest(str(entry.digest), entry, below, f"manifest {entry.digest}")
+                self._manifests[entry.digest] = (entry, below)
         return data
 
-    def _blob(self, blob: Descriptor) -> None:
-        if blob.digest in self._done:
-            return
-        self._done.add(blob.digest)
+    def finish(self) -> None:
+        """Send it all, but the root."""
+        each(self._blobs.values(), self._transport, self._blob)
+        for entry, data in self._manifests.values():
+            if not self._transport.has_manifest(entry.digest):
+                self._transport.put_manifest(str(entry.digest), entry, data, f"manifest {entry.digest}")
+
+    def _blob(self, blob: Descriptor, transport: Transport) -> None:
         name = str(blob.digest)
         self._sink(TransferStarted(name, "push", _title(blob), blob.size))
-        there = self._transport.has_blob(blob.digest)
-        if not there:
-            self._transport.upload(blob, lambda: Upload(self._store, blob, self._sink))
-        self._sink(TransferFinished(name, skipped=there))
-
-
-class Upload:
-    """A blob of the store as the body of a request, checked on the way: what is damaged is never sent whole."""
-
-    def __init__(self, store: BlobStore, blob: Descriptor, sink: Sink) -> None:
-        self._stream = store.open_blob(blob.digest)
-        self._blob = blob
-        self._sink = sink
-        self._hasher = hashlib.sha256()
-        self._left = blob.size
-
-    def __len__(self) -> int:
-        return self._blob.size
-
-    def __iter__(self) -> Iterator[bytes]:
-        return iter(lambda: self.read(1 << 16), b"")
-
-    def read(self, size: int = -1, /) -> bytes:
-        if not self._left:
-            return b""
-        chunk = self._stream.read(self._left if size < 0 else min(size, self._left))
-        self._left -= len(chunk)
-        self._hasher.update(chunk)
-        if not self._left or not chunk:
-            # Before the last bytes leave: the registry drops an upload that stays short.
-            _check(self._blob, self._blob.size - self._left, Digest(self._hasher.hexdigest()), "in the store")
-        self._sink(TransferProgress(str(self._blob.digest), len(chunk)))
-        return chunk
-
-    def close(self) -> None:
-        self._stream.close()
+        sent = False
+        if not transport.has_blob(blob.digest):
+            with self._guard:
+                others = self._elsewhere.of(blob.digest)
+            with note_of(self._store, transport, blob) as note:
+                sent = upload(transport, blob, BlobSource(self._store, blob, self._sink), others, note)
+        self._sink(TransferFinished(name, skipped=not sent))
 
 
 def _title(blob: Descriptor) -> str:

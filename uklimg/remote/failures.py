@@ -6,10 +6,12 @@ Messages name hosts and paths, never queries (signed URLs have secrets there) or
 from __future__ import annotations
 
 import json
+import socket
 import ssl
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from typing import TypeVar
 from urllib.parse import urlsplit
 
@@ -20,7 +22,7 @@ from uklimg.errors import CorruptError, ExitCode, ToolError
 
 _T = TypeVar("_T")
 _MAX_ERROR_BODY = 64 << 10
-_MAX_WAIT = 30.0
+MAX_WAIT = 30.0  # seconds; what a server that wants more patience gets
 _TRANSIENT_STATUS = frozenset({408, 429, 500, 502, 503, 504})
 _CORRUPT_CODES = frozenset({"DIGEST_INVALID", "SIZE_INVALID", "MANIFEST_UNVERIFIED"})
 
@@ -40,7 +42,7 @@ class Retry:
 
     attempts: int = 4
     first_delay: float = 0.5
-    sleep: Callable[[float], None] = time.sleep
+    sleep: Callable[[float], object] = time.sleep
 
     def call(self, action: Callable[[], _T]) -> _T:
         """The first result of ``action`` that is no TransientError."""
@@ -50,8 +52,12 @@ class Retry:
             except TransientError as failure:
                 if delay is None:
                     raise failure.error from None
-                self.sleep(max(delay, min(failure.after, _MAX_WAIT)))
+                self.pause(delay, failure)
         raise AssertionError("delays() ends in None")
+
+    def pause(self, delay: float, failure: TransientError) -> None:
+        """Wait ``delay`` seconds, or as long as the server asks, within reason."""
+        self.sleep(max(delay, min(failure.after, MAX_WAIT)))
 
     def delays(self) -> Iterator[float | None]:
         """The wait after each failed attempt; None after the last."""
@@ -65,10 +71,11 @@ def of_exception(error: Exception, url: str) -> TransientError | ToolError:
     cause = _system_error(error)
     if isinstance(cause, ssl.SSLCertVerificationError):
         reason = cause.verify_message or "it is not valid"
-        hint = (
-            "put the authority's certificate into /etc/docker/certs.d/HOST/ca.crt, or name it in REQUESTS_CA_BUNDLE"
-        )
+        hint = f"put the authority's certificate into /etc/docker/certs.d/{host}/ca.crt, or name it in SSL_CERT_FILE"
         return ToolError(f"{host}: its certificate: {reason}", hint=hint, exit_code=ExitCode.NETWORK)
+    if isinstance(cause, (ssl.SSLEOFError, ssl.SSLZeroReturnError)):
+        # How a connection that breaks looks under TLS.
+        return TransientError(ToolError(f"cannot reach {host}: the connection broke", exit_code=ExitCode.NETWORK))
     if isinstance(cause, ssl.SSLError):
         reason = (cause.reason or "TLS failed").replace("_", " ").lower()
         return ToolError(f"{host}: {reason}", hint="does it speak TLS?", exit_code=ExitCode.NETWORK)
@@ -80,19 +87,26 @@ def of_exception(error: Exception, url: str) -> TransientError | ToolError:
         reason = "no answer in time"
     else:
         reason = "the connection broke"
-    return TransientError(ToolError(f"cannot reach {host}: {reason}", exit_code=ExitCode.NETWORK))
+    failure = ToolError(f"cannot reach {host}: {reason}", exit_code=ExitCode.NETWORK)
+    # A name that nobody has will be nobody's in a second, too; a name server that does not answer may yet.
+    unknown = isinstance(cause, socket.gaierror) and cause.errno == socket.EAI_NONAME
+    return failure if unknown else TransientError(failure)
 
 
 def of_response(response: requests.Response, what: str) -> TransientError | ToolError:
     """What a status that is no success means; ``what`` is what was asked for, as in "image HOST/redis:1"."""
     status = response.status_code
-    codes, said = _registry_errors(response)
+    body = _error_body(response)
+    codes, said = _registry_errors(body)
     host = urlsplit(response.url or "").netloc.rpartition("@")[2]
     said = f": {said}" if said else ""
     if status == 404:
         return ToolError(f"{what} is not there", exit_code=ExitCode.NOT_FOUND)
     if codes & _CORRUPT_CODES:
         return CorruptError(f"{host} refuses {what}{said}", hint="the local copy may be damaged")
+    if status == 400 and b"HTTP request to an HTTPS server" in body:  # Go's words
+        hint = "say --no-plain-http, or put its authority into certs.d"
+        return ToolError(f"{host} speaks TLS", hint=hint, exit_code=ExitCode.NETWORK)
     error = ToolError(f"{host} answers {status} for {what}{said}", exit_code=ExitCode.NETWORK)
     return TransientError(error, _retry_after(response)) if status in _TRANSIENT_STATUS else error
 
@@ -113,20 +127,32 @@ def printable(text: str, limit: int = 200) -> str:
     return "".join(c if c.isprintable() else " " for c in text[:limit])
 
 
-def _registry_errors(response: requests.Response) -> tuple[frozenset[str], str]:
+def _error_body(response: requests.Response) -> bytes:
+    try:
+        return read_limited(response, _MAX_ERROR_BODY, "an error")
+    except (ToolError, OSError, urllib3.exceptions.HTTPError):
+        return b""
+
+
+def _registry_errors(body: bytes) -> tuple[frozenset[str], str]:
     """Codes and first message of a registry's error body (distribution-spec, "Error Codes")."""
     try:
-        body = json.loads(read_limited(response, _MAX_ERROR_BODY, "an error"))
-        errors = [e for e in body["errors"] if isinstance(e, dict)]
-    except (ValueError, TypeError, KeyError, RecursionError, ToolError, requests.RequestException):
+        errors = [e for e in json.loads(body)["errors"] if isinstance(e, dict)]
+    except (ValueError, TypeError, KeyError, RecursionError):
         return frozenset(), ""
     codes = frozenset(str(e.get("code")) for e in errors)
     return codes, printable(next((e["message"] for e in errors if isinstance(e.get("message"), str)), ""))
 
 
 def _retry_after(response: requests.Response) -> float:
+    """Seconds, out of a number or a date (RFC 9110, section 10.2.3)."""
     text = response.headers.get("Retry-After", "")
-    return float(text) if text.isascii() and text.isdigit() and len(text) < 6 else 0.0
+    if text.isascii() and text.isdigit():
+        return float(text) if len(text) < 6 else MAX_WAIT
+    try:
+        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
+    except (ValueError, OverflowError):
+        return 0.0
 
 
 def _system_error(error: BaseException) -> OSError | None:

@@ -7,7 +7,6 @@ D>.sig``, and manifests of their own among the referrers of D.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol
 
 from uklimg import signing
 from uklimg.digest import Digest
@@ -21,12 +20,6 @@ from uklimg.remote.transport import Transport
 from uklimg.signing import Signed
 
 _MAX_REFERRERS = 20
-
-
-class Keeper(client.BlobStore, Protocol):
-    """A store that also makes blobs."""
-
-    def put_bytes(self, data: bytes, media_type: str = ..., /) -> Descriptor: ...
 
 
 def signature_tag(digest: Digest) -> str:
@@ -53,7 +46,7 @@ def find_signatures(digest: Digest, transport: Transport) -> Iterator[Signed]:
 def push_signature(
     signed: Signed,
     subject: Descriptor,
-    store: Keeper,
+    store: client.BlobStore,
     transport: Transport,
     sink: Sink = discard,
     *,
@@ -78,7 +71,7 @@ def push_signature(
         push_referrer(artifact, subject.digest, store, transport, sink)
 
 
-def _kept(manifest: Manifest, config: bytes, store: Keeper) -> Descriptor:
+def _kept(manifest: Manifest, config: bytes, store: client.BlobStore) -> Descriptor:
     store.put_bytes(config)
     return store.put_bytes(manifest.encode(), MANIFEST)
 

@@ -1,131 +1,48 @@
-"""Requests to one repository of one registry, through Python oras.
+"""Requests to one repository of one registry.
 
-``Transport`` is oras' ``Registry`` with its door replaced: ``do_request`` here limits waiting, retries only what can
-be repeated, answers Basic as well as Bearer challenges, and sends credentials to nobody but the registry and the
-token server it names. From oras come URLs, the session and the request sequences that go through that door; its
-``push``, ``pull``, ``login`` and ``download_blob`` are not used, since they read files whole and verify nothing.
+URLs of a repository are Python oras' (``oras.container``). Its client is not used: it reads files whole to push them,
+writes blobs that it never hashes, takes a wrong password for a right one, cannot go on with a broken transfer, and
+importing it brings jsonschema along, which takes longer than a pull of what is there. Here waiting is limited, only
+what can be repeated is repeated, and credentials go to nobody but the registry and the token server it names.
 """
 
 from __future__ import annotations
 
+import copy
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Protocol, TypeAlias
-from urllib.parse import parse_qsl, urlencode, urljoin, urlsplit, urlunsplit
+from typing import TypeVar
+from urllib.parse import urljoin, urlsplit
 
 import oras.container
-import oras.provider
 import requests
 import urllib3
 
-import uklimg
 from uklimg.digest import Digest
-from uklimg.errors import CorruptError, ExitCode, ToolError, UserError
-from uklimg.oci import INDEX, INDEXES, MANIFESTS, MAX_MANIFEST, Descriptor, parse_json
-from uklimg.ref import Reference, is_loopback
-from uklimg.remote.auth import Credential, Credentials
-from uklimg.remote.challenge import Challenge, parse_challenges
+from uklimg.errors import CorruptError, ExitCode, ToolError
+from uklimg.oci import INDEX, INDEXES, MANIFESTS, MAX_MANIFEST, Descriptor
+from uklimg.ref import Reference
+from uklimg.remote.auth import Credentials
+from uklimg.remote.authenticator import Authenticator, with_query
+from uklimg.remote.certificates import Trust
+from uklimg.remote.door import Body, Door
 from uklimg.remote.failures import Retry, TransientError, of_exception, of_response, read_limited
 
-_TIMEOUT = (10.0, 60.0)  # seconds to connect, seconds without a byte
-_CHUNK = 128 << 10  # what of it a broken connection leaves incomplete is lost, so it is small
+_T = TypeVar("_T")
+_CHUNK = 256 << 10  # what of it a broken connection leaves incomplete is lost, so it is small
 _MAX_REDIRECTS = 5
-_MAX_TOKEN = 1 << 20
 _ROUNDS = 3  # a 401 may come for the action and, once more, for a token that ran out
 _ACCEPT = ", ".join(sorted(INDEXES | MANIFESTS, key=lambda t: (".docker." in t, t)))
 
 
-class SizedStream(Protocol):
-    """What is sent: its ``len`` in bytes, and reads in order."""
+class Transport:
+    """One repository. ``ref``'s tag and digest do not matter. Use it from one thread; ``sibling`` is for another.
 
-    def __len__(self) -> int: ...
-    def __iter__(self) -> Iterator[bytes]: ...
-    def read(self, size: int = -1, /) -> bytes: ...
-    def close(self) -> None: ...
-
-
-Body: TypeAlias = Callable[[], SizedStream]
-"""Opens what is sent, from its beginning, each time that it is sent."""
-
-
-class _NoNetrc(requests.auth.AuthBase):
-    """Keeps requests from sending what ~/.netrc has for a host, over our own header."""
-
-    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        return request
-
-
-class _Authenticator:
-    """Turns challenges into Authorization headers for one repository."""
-
-    def __init__(self, ref: Reference, credentials: Credentials, send: Callable[..., requests.Response]) -> None:
-        self._ref = ref
-        self._credentials = credentials
-        self._send = send
-        self._asked = False
-        self._credential: Credential | None = None
-        self.header = ""
-
-    def answer(self, response: requests.Response) -> None:
-        """Take up the challenge of a 401. Raises ToolError AUTH when nothing new can be said."""
-        before = self.header
-        challenges = {c.scheme: c for c in parse_challenges(response.headers.get("WWW-Authenticate", ""))}
-        if "bearer" in challenges:
-            self.header = f"Bearer {self._token(challenges['bearer'])}"
-        elif "basic" in challenges and (credential := self._find()) and not credential.identity_token:
-            self.header = credential.basic()
-        if self.header == before:
-            raise self.refused()
-
-    def refused(self) -> ToolError:
-        host, credential = self._ref.host, self._find()
-        hint = f"`podman login {host}` or `docker login {host}`"
-        if credential is None:
-            message = f"{host} wants a user and password, and there are none for it"
-        else:
-            message = f"{host} does not accept the credentials of {credential.username!r} from {credential.origin}"
-        return ToolError(message, hint=hint, exit_code=ExitCode.AUTH)
-
-    def _find(self) -> Credential | None:
-        if not self._asked:
-            self._asked = True
-            self._credential = self._credentials.find(self._ref.host, self._ref.repository)
-        return self._credential
-
-    def _token(self, challenge: Challenge) -> str:
-        """Ask the token server (distribution's token authentication); anonymous without a credential."""
-        realm = challenge.parameters.get("realm", "")
-        if urlsplit(realm).scheme not in ("https", "http"):
-            raise ToolError(f"{self._ref.host} names no token server", exit_code=ExitCode.AUTH)
-        fields = {name: challenge.parameters[name] for name in ("service", "scope") if name in challenge.parameters}
-        credential = self._find()
-        headers: dict[str, str] = {}
-        if credential and credential.identity_token:
-            fields |= {"grant_type": "refresh_token", "client_id": "uklimg", "refresh_token": credential.secret}
-            response = self._send("POST", realm, headers, urlencode(fields).encode())
-        else:
-            if credential:
-                headers["Authorization"] = credential.basic()
-            response = self._send("GET", with_query(realm, fields), headers, None)
-        with response:
-            if response.status_code in (400, 401, 403):
-                raise self.refused()
-            if response.status_code != 200:
-                raise of_response(response, "a token")
-            answer = parse_json(
-                read_limited(response, _MAX_TOKEN, "a token"), "the token server's answer", _MAX_TOKEN
-            )
-        token = answer.get("token") or answer.get("access_token")
-        if not isinstance(token, str) or not token.isascii() or not token.isprintable():
-            raise ToolError(f"{self._ref.host}: its token server sends no token", exit_code=ExitCode.AUTH)
-        return token
-
-
-class Transport(oras.provider.Registry):  # type: ignore[misc]  # oras has no types
-    """One repository. ``ref``'s tag and digest do not matter. Use it from one thread.
-
-    Plain HTTP is spoken to loopback addresses and nobody else; ``plain_http=False`` wants TLS there too. ``ca_file``
-    holds the authorities to trust instead of the system's.
+    Plain HTTP is spoken to loopback addresses, and to others only with ``plain_http``; ``plain_http=False`` wants TLS
+    on this machine, too. ``ca_file`` holds authorities to trust beside ``trust`` and the system's.
     """
 
     def __init__(
@@ -136,56 +53,64 @@ class Transport(oras.provider.Registry):  # type: ignore[misc]  # oras has no ty
         retry: Retry | None = None,
         plain_http: bool | None = None,
         ca_file: Path | None = None,
+        trust: Trust | None = None,
     ) -> None:
-        ref = ref.on_registry()
-        if plain_http and not ref.is_loopback:
-            raise UserError(f"{ref.host} is not this machine", hint="plain HTTP is for loopback addresses only")
-        insecure = ref.is_loopback if plain_http is None else plain_http
-        super().__init__(ref.host, insecure=insecure, tls_verify=str(ca_file) if ca_file else True)
-        self.ref = ref
+        self.ref = ref.on_registry()
         self.retry = retry or Retry()
-        self.session.auth = _NoNetrc()
-        # A proxy that the environment names has nothing to do with a server on this machine.
-        self.session.trust_env = not ref.is_loopback
-        # "identity": what is hashed is what was sent.
-        self.session.headers.update({"User-Agent": f"uklimg/{uklimg.__version__}", "Accept-Encoding": "identity"})
-        self.auth = _Authenticator(ref, credentials, self._plain)
-        self.container = oras.container.Container(f"x/{ref.repository}", registry=ref.host)
+        self.cancel = threading.Event()
+        self._trust = trust or Trust()
+        if ca_file is not None:
+            self._trust = replace(self._trust, authorities=(*self._trust.authorities, ca_file))
+        self._plain = ref.is_loopback if plain_http is None else plain_http
+        self.prefix = "http" if self._plain else "https"
+        self._door = self._new_door()
+        self.auth = Authenticator(self.ref, credentials, self._new_door().send)
+        self._container = oras.container.Container(f"x/{ref.repository or 'x'}", registry=ref.host)
         # Its own parser takes a first component with a dot for a host.
-        self.container.registry = ref.host
-        self.container.namespace, _, self.container.repository = ref.repository.rpartition("/")
+        self._container.registry = ref.host
+        self._container.namespace, _, self._container.repository = ref.repository.rpartition("/")
 
-    def do_request(
-        self,
-        url: str,
-        method: str = "GET",
-        data: bytes | None = None,
-        headers: Mapping[str, str] | None = None,
-        json: None = None,
-        stream: bool = True,
-    ) -> requests.Response:
-        """oras' door. Repeats what failed on the way; returns any answer but 401, 403 and passing failures.
+    def _new_door(self) -> Door:
+        return Door(self.ref, self._trust, plain=self._plain)
 
-        The body of the answer is not read yet, but of a HEAD: close it.
-        """
-        response = self.retry.call(lambda: self.once(method, url, headers or {}, data))
-        if method == "HEAD":
-            response.content  # noqa: B018  # gives the connection back
-        return response
+    def sibling(self, cancel: threading.Event) -> Transport:
+        """A connection of its own with the same credentials, for another thread. Setting ``cancel`` ends what it does
+        as KeyboardInterrupt."""
+        twin = copy.copy(self)
+        twin._door = self._new_door()
+        twin.cancel = cancel
+        if self.retry.sleep is time.sleep:
+            twin.retry = replace(self.retry, sleep=cancel.wait)
+        return twin
+
+    def close(self) -> None:
+        self._door.close()
+
+    def go_on(self) -> None:
+        """Raises KeyboardInterrupt when it was cancelled."""
+        if self.cancel.is_set():
+            raise KeyboardInterrupt
+
+    # Requests
 
     def once(
         self, method: str, url: str, headers: Mapping[str, str], data: bytes | Body | None = None, *, what: str = ""
     ) -> requests.Response:
-        """One attempt with authentication and redirects; TransientError when another one may help."""
+        """One attempt with authentication and redirects; TransientError when another one may help.
+
+        The body of the answer is not read yet, but of a HEAD: close it.
+        """
+        self.go_on()
         for _ in range(_ROUNDS):
-            response, at = self._follow(method, url, headers, data)
+            sent = self.auth.header
+            response, at = self._follow(method, url, headers, data, sent)
             if response.status_code not in (401, 403):
                 break
             with response:
                 # What another host wants, to which the registry sent us, does not concern our credentials.
                 if response.status_code == 403 or not self._is_ours(at):
                     raise self._forbidden()
-                self.auth.answer(response)
+                self.auth.answer(response, sent)
         else:
             raise self.auth.refused()
         if response.status_code in (408, 429) or response.status_code >= 500:
@@ -196,200 +121,189 @@ class Transport(oras.provider.Registry):  # type: ignore[misc]  # oras has no ty
     def _forbidden(self) -> ToolError:
         return ToolError(
             f"{self.ref.host} forbids this for {self.ref.repository}",
-            hint=f"who may is the registry's to say; `podman login {self.ref.host}` changes who asks",
+            hint=f"who may is the registry's to say; `uklimg login {self.ref.host}` changes who asks",
             exit_code=ExitCode.AUTH,
         )
 
     def _follow(
-        self, method: str, url: str, headers: Mapping[str, str], data: bytes | Body | None
+        self, method: str, url: str, headers: Mapping[str, str], data: bytes | Body | None, header: str
     ) -> tuple[requests.Response, str]:
         """The last answer of a chain of redirects, and its URL."""
         for _ in range(_MAX_REDIRECTS):
             sent = dict(headers)
-            if self.auth.header and self._is_ours(url):
-                sent["Authorization"] = self.auth.header
-            response = self._plain(method, url, sent, data)
+            if header and self._is_ours(url):
+                sent["Authorization"] = header
+            response = self._door.send(method, url, sent, data)
+            if method == "HEAD":
+                response.content  # noqa: B018  # gives the connection back
             if method not in ("GET", "HEAD") or not response.is_redirect:
                 return response, url
             response.close()
             url = urljoin(url, response.headers["location"])
         raise ToolError(f"{self.ref.host} redirects without end", exit_code=ExitCode.NETWORK)
 
-    def _plain(
-        self, method: str, url: str, headers: Mapping[str, str], data: bytes | Body | None
-    ) -> requests.Response:
-        """One request, nothing added."""
-        self._check_url(url)
-        body = data() if callable(data) else data
-        try:
-            response: requests.Response = self.session.request(
-                method,
-                url,
-                data=body,
-                headers=dict(headers),
-                stream=True,
-                verify=self._tls_verify,
-                timeout=_TIMEOUT,
-                allow_redirects=False,
-            )
-            return response
-        except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
-            raise of_exception(error, url) from error
-        finally:
-            if body is not None and not isinstance(body, bytes):
-                body.close()
-
-    def _check_url(self, url: str) -> None:
-        parts = urlsplit(url)
-        if "@" in parts.netloc or parts.scheme not in ("https", "http") or not parts.hostname:
-            raise ToolError(f"{self.ref.host} leads to a URL that is not followed", exit_code=ExitCode.NETWORK)
-        if parts.scheme == "http" and not (self.ref.is_loopback and is_loopback(parts.netloc)):
-            raise ToolError(
-                f"{self.ref.host} leads to plain HTTP on {parts.netloc}",
-                hint="it needs TLS",
-                exit_code=ExitCode.NETWORK,
-            )
-
     def _is_ours(self, url: str) -> bool:
         return urlsplit(url)[:2] == (self.prefix, self.ref.host)
 
+    def _read(self, url: str, accept: str, what: str, read: Callable[[requests.Response], _T]) -> _T:
+        """What ``read`` makes of the answer to a GET, again when it breaks off."""
+
+        def get() -> _T:
+            with self.once("GET", url, {"Accept": accept}, what=what) as response:
+                try:
+                    return read(response)
+                except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
+                    raise of_exception(error, url) from error
+
+        return self.retry.call(get)
+
+    def manifest_url(self, reference: str) -> str:
+        return f"{self.prefix}://{self._container.manifest_url(reference)}"
+
+    def blob_url(self, digest: Digest) -> str:
+        return f"{self.prefix}://{self._container.get_blob_url(str(digest))}"
+
+    def uploads_url(self) -> str:
+        return f"{self.prefix}://{self._container.upload_blob_url()}"
+
     # What the distribution specification calls pull.
+
+    def ping(self) -> None:
+        """Ask whether the registry knows us. ToolError AUTH when it does not, NETWORK when there is none."""
+        url = f"{self.prefix}://{self.ref.host}/v2/"
+        what = f"a registry on {self.ref.host}"
+
+        def check(response: requests.Response) -> None:
+            if response.status_code != 200:
+                raise of_response(response, what)
+
+        self._read(url, "*/*", what, check)
 
     def manifest(self, reference: str, what: str) -> tuple[bytes, str]:
         """Bytes of the manifest or index under a tag or digest, and the digest header ("" if none); not verified."""
-        url = f"{self.prefix}://{self.container.manifest_url(reference)}"
 
-        def get() -> tuple[bytes, str]:
-            with self.once("GET", url, {"Accept": _ACCEPT}, what=what) as response:
-                if response.status_code != 200:
-                    raise of_response(response, what)
-                try:
-                    data = read_limited(response, MAX_MANIFEST, what)
-                except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
-                    raise of_exception(error, url) from error
-                return data, response.headers.get("Docker-Content-Digest", "")
+        def read(response: requests.Response) -> tuple[bytes, str]:
+            if response.status_code != 200:
+                raise of_response(response, what)
+            data = read_limited(response, MAX_MANIFEST, what)
+            return data, response.headers.get("Docker-Content-Digest", "")
 
-        return self.retry.call(get)
+        return self._read(self.manifest_url(reference), _ACCEPT, what, read)
 
     def referrers(self, subject: Digest, artifact_type: str) -> bytes | None:
         """The index of what is about ``subject``, not verified; None when the registry has no such interface."""
         what = f"what is attached to {subject}"
-        path = self.container.manifest_url(str(subject)).replace("/manifests/", "/referrers/")
-        url = with_query(f"{self.prefix}://{path}", {"artifactType": artifact_type})
+        path = self.manifest_url(str(subject)).replace("/manifests/", "/referrers/")
 
-        def get() -> bytes | None:
-            with self.once("GET", url, {"Accept": INDEX}, what=what) as response:
-                if response.status_code != 200 or not response.headers.get("Content-Type", "").startswith(INDEX):
-                    return None
-                try:
-                    return read_limited(response, MAX_MANIFEST, what)
-                except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
-                    raise of_exception(error, url) from error
+        def read(response: requests.Response) -> bytes | None:
+            if response.status_code != 200 or not response.headers.get("Content-Type", "").startswith(INDEX):
+                return None
+            return read_limited(response, MAX_MANIFEST, what)
 
-        return self.retry.call(get)
+        return self._read(with_query(path, {"artifactType": artifact_type}), INDEX, what, read)
 
     def blob_chunks(self, blob: Descriptor) -> Iterator[bytes]:
-        """The blob's bytes as they come: never more than ``blob.size``, and not verified.
-
-        A connection that breaks is taken up where it broke (Range), as long as each attempt brings something.
-        """
-        what = f"blob {blob.digest}"
-        url = f"{self.prefix}://{self.container.get_blob_url(str(blob.digest))}"
-        done, delays = 0, self.retry.delays()
-        while True:
-            try:
-                for chunk in self._rest_of_blob(url, what, done):
-                    done += len(chunk)
-                    if done > blob.size:
-                        raise CorruptError(f"{what} is longer than the {blob.size} bytes that the manifest promises")
-                    delays = self.retry.delays()
-                    yield chunk
-                return
-            except TransientError as failure:
-                if done == blob.size:
-                    return
-                delay = next(delays, None)
-                if delay is None:
-                    raise failure.error from None
-                self.retry.sleep(max(delay, failure.after))
-
-    def _rest_of_blob(self, url: str, what: str, start: int) -> Iterator[bytes]:
-        headers = {"Range": f"bytes={start}-"} if start else {}
-        with self.once("GET", url, headers, what=what) as response:
-            if response.status_code not in (200, 206):
-                raise of_response(response, what)
-            # A server without ranges begins again, and so do we, without showing it.
-            skip = start if response.status_code == 200 else 0
-            if response.status_code == 206 and not response.headers.get("Content-Range", "").startswith(
-                f"bytes {start}-"
-            ):
-                raise CorruptError(f"{what}: the registry sends another part than asked for")
-            try:
-                for chunk in response.iter_content(_CHUNK):
-                    rest = chunk[skip:]
-                    skip = max(0, skip - len(chunk))
-                    if rest:
-                        yield rest
-            except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
-                raise of_exception(error, url) from error
+        """The blob's bytes as they come: never more than ``blob.size``, and not verified. Errors: as ``Download``."""
+        return iter(Download(self, blob))
 
     # And push.
 
     def has_blob(self, digest: Digest) -> bool:
-        return bool(self.blob_exists({"digest": str(digest)}, self.container))
+        return self._is_there(self.blob_url(digest), f"blob {digest}")
 
     def has_manifest(self, digest: Digest) -> bool:
-        url = f"{self.prefix}://{self.container.manifest_url(str(digest))}"
-        return bool(self.do_request(url, "HEAD", headers={"Accept": _ACCEPT}).status_code == 200)
+        return self._is_there(self.manifest_url(str(digest)), f"manifest {digest}")
 
     def has_tag(self, tag: str) -> bool:
-        url = f"{self.prefix}://{self.container.manifest_url(tag)}"
-        response = self.do_request(url, "HEAD", headers={"Accept": _ACCEPT})
+        return self._is_there(self.manifest_url(tag), f"{self.ref.name}:{tag}")
+
+    def _is_there(self, url: str, what: str) -> bool:
+        response = self.retry.call(lambda: self.once("HEAD", url, {"Accept": f"{_ACCEPT}, */*"}, what=what))
         if response.status_code not in (200, 404):
-            raise of_response(response, f"{self.ref.name}:{tag}")
-        return bool(response.status_code == 200)
-
-    def upload(self, blob: Descriptor, body: Body) -> None:
-        """Send a blob in one streamed PUT; a failure begins a new upload."""
-        self.retry.call(lambda: self._upload_once(blob, body))
-
-    def _upload_once(self, blob: Descriptor, body: Body) -> None:
-        what = f"blob {blob.digest}"
-        url = f"{self.prefix}://{self.container.upload_blob_url()}"
-        with self.once("POST", url, {"Content-Length": "0"}, b"", what=what) as response:
-            location = response.headers.get("Location", "")
-            if response.status_code not in (201, 202) or not location:
-                raise of_response(response, f"an upload to {self.ref.name}")
-        target = with_query(urljoin(url, location), {"digest": str(blob.digest)})
-        headers = {"Content-Type": "application/octet-stream", "Content-Length": str(blob.size)}
-        with self.once("PUT", target, headers, body if blob.size else b"", what=what) as response:
-            if response.status_code not in (201, 202, 204):
-                raise of_response(response, what)
-            _check_digest_header(response, blob.digest, what)
+            raise of_response(response, what)
+        return response.status_code == 200
 
     def put_manifest(self, reference: str, manifest: Descriptor, data: bytes, what: str) -> bool:
         """Store ``data`` byte for byte under a tag or digest; whether the registry noted what it is about, so that
         ``referrers`` lists it."""
-        url = f"{self.prefix}://{self.container.manifest_url(reference)}"
 
         def put() -> bool:
-            with self.once("PUT", url, {"Content-Type": manifest.media_type}, data, what=what) as response:
+            headers = {"Content-Type": manifest.media_type}
+            with self.once("PUT", self.manifest_url(reference), headers, data, what=what) as response:
                 if response.status_code not in (200, 201, 202):
                     raise of_response(response, what)
-                _check_digest_header(response, manifest.digest, what)
+                check_digest_header(response, manifest.digest, what)
                 return bool(response.headers.get("OCI-Subject"))
 
         return self.retry.call(put)
 
 
-def with_query(url: str, fields: Mapping[str, str]) -> str:
-    """``url`` with ``fields`` added to its query, whose other fields stay, empty ones too."""
-    parts = urlsplit(url)
-    query = parse_qsl(parts.query, keep_blank_values=True) + list(fields.items())
-    return urlunsplit(parts._replace(query=urlencode(query)))
+class Download:
+    """The bytes of ``blob`` from ``start`` on, as they come: never more than ``blob.size``, and not verified.
+
+    A connection that breaks is taken up where it broke (Range), as long as each attempt brings something. ``resumed``
+    tells whether what came is of more than one answer, and may be right in each part and wrong as a whole. Errors:
+    CORRUPT when the registry sends something else than asked for; NOT_FOUND, AUTH, NETWORK.
+    """
+
+    def __init__(self, transport: Transport, blob: Descriptor, start: int = 0) -> None:
+        self._transport = transport
+        self._blob = blob
+        self._what = f"blob {blob.digest}"
+        self._done = start
+        self.resumed = start > 0
+
+    def __iter__(self) -> Iterator[bytes]:
+        retry, size = self._transport.retry, self._blob.size
+        delays = retry.delays()
+        while True:
+            try:
+                for chunk in self._rest():
+                    self._transport.go_on()
+                    self._done += len(chunk)
+                    if self._done > size:
+                        raise CorruptError(f"{self._what} is longer than the {size} bytes that the manifest promises")
+                    delays = retry.delays()
+                    yield chunk
+                return
+            except TransientError as failure:
+                if self._done == size and size:
+                    return
+                delay = next(delays, None)
+                if delay is None:
+                    raise failure.error from None
+                self.resumed = self.resumed or self._done > 0
+                retry.pause(delay, failure)
+
+    def _rest(self) -> Iterator[bytes]:
+        url, start = self._transport.blob_url(self._blob.digest), self._done
+        headers = {"Range": f"bytes={start}-"} if start else {}
+        with self._transport.once("GET", url, headers, what=self._what) as response:
+            if response.status_code == 416 and start:
+                raise CorruptError(f"{self._what}: the registry has less of it than it sent before")
+            if response.status_code not in (200, 206):
+                raise of_response(response, self._what)
+            # A server without ranges begins again, and so do we, without showing it.
+            skip = start if response.status_code == 200 else 0
+            if response.status_code == 206 and not response.headers.get("Content-Range", "").startswith(
+                f"bytes {start}-"
+            ):
+                raise CorruptError(f"{self._what}: the registry sends another part than asked for")
+            try:
+                while chunk := response.raw.read(_CHUNK, decode_content=False):
+                    rest = chunk[skip:]
+                    skip = max(0, skip - len(chunk))
+                    if rest:
+                        yield rest
+            except (OSError, urllib3.exceptions.HTTPError) as error:
+                raise of_exception(error, url) from error
+            if self._done < self._blob.size and not {"Content-Length", "Transfer-Encoding"} & response.headers.keys():
+                # It ends where the connection ends: who knows why.
+                failure = f"cannot reach {self._transport.ref.host}: the connection broke"
+                raise TransientError(ToolError(failure, exit_code=ExitCode.NETWORK))
 
 
-def _check_digest_header(response: requests.Response, digest: Digest, what: str) -> None:
+def check_digest_header(response: requests.Response, digest: Digest, what: str) -> None:
     said = response.headers.get("Docker-Content-Digest", "")
     if said.startswith("sha256:") and said != str(digest):
         raise CorruptError(f"the registry stored {what} as something else: {said[:71]}")

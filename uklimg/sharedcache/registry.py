@@ -10,8 +10,8 @@ from uklimg import oci
 from uklimg.digest import Digest
 from uklimg.errors import CorruptError, ExitCode, ToolError
 from uklimg.events import Sink, TransferFinished, TransferStarted
-from uklimg.remote.client import Upload
 from uklimg.remote.transport import Transport
+from uklimg.remote.uploads import BlobSource, BytesSource, upload
 from uklimg.sharedcache.entry import RECORD
 from uklimg.store import Layout
 
@@ -63,35 +63,12 @@ class Repository:
             sink(TransferStarted(label, "export", name, blob.size))
             there = transport.has_blob(blob.digest)
             if not there:
-                transport.upload(blob, lambda: Upload(store, blob, sink))
+                upload(transport, blob, BlobSource(store, blob, sink))
             sink(TransferFinished(label, skipped=there))
 
     def put_entry(self, key: Digest, record: bytes, manifest: bytes) -> None:
         with self._transport() as transport:
             config = oci.Descriptor.of(RECORD, record)
             if not transport.has_blob(config.digest):
-                transport.upload(config, lambda: _Bytes(record))
+                upload(transport, config, BytesSource(record))
             transport.put_manifest(key.hex, oci.Descriptor.of(oci.MANIFEST, manifest), manifest, f"entry {key}")
-
-
-class _Bytes:
-    """Bytes as the body of a request."""
-
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-        self._at = 0
-
-    def __len__(self) -> int:
-        return len(self._data)
-
-    def __iter__(self) -> Iterator[bytes]:
-        return iter(lambda: self.read(1 << 16), b"")
-
-    def read(self, size: int = -1, /) -> bytes:
-        end = len(self._data) if size < 0 else self._at + size
-        chunk = self._data[self._at : end]
-        self._at += len(chunk)
-        return chunk
-
-    def close(self) -> None:
-        return

@@ -10,35 +10,30 @@ Every write is temp + fsync + rename; every blob is hashed before its bytes are 
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import threading
+import time
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 from uklimg import locks, oci
 from uklimg.digest import CHUNK, Digest
-from uklimg.errors import CorruptError, InternalError, ToolError
+from uklimg.errors import CorruptError, InternalError
+from uklimg.store.writer import PARTIAL, BlobWriter, PartialWriter, partial_writer, reported
+
+__all__ = ["LAYOUT", "SWEEPING", "BlobWriter", "Layout", "PartialWriter", "fsync_folder", "reported"]
 
 SWEEPING = "sweep.lock"
 """Held by ``prune`` from looking at a blob's age to removing it, and shared by who makes a blob new."""
 LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'
 # Larger blobs are hashed once a process, and again only when the file changed.
 _ALWAYS_HASHED = 1 << 20
-
-
-@contextmanager
-def reported(doing: str) -> Iterator[None]:
-    """Turn an OSError (disk full, no permission) into a ToolError of one line."""
-    try:
-        yield
-    except OSError as error:
-        where = f" ({error.filename})" if error.filename else ""
-        raise ToolError(f"cannot {doing}: {error.strerror or error}{where}") from error
+UPLOAD = ".upload"  # of files in tmp/ that say where an upload can go on
+_TRANSFER_KEPT = 24 * 3600.0  # seconds
 
 
 def fsync_folder(path: Path) -> None:
@@ -47,47 +42,6 @@ def fsync_folder(path: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
-
-
-class BlobWriter:
-    """Takes a blob's bytes; made by ``Layout.writer``. Nothing is in the store before ``commit``."""
-
-    def __init__(self, layout: Layout, fd: int, temporary: Path) -> None:
-        self._layout = layout
-        self._fd = fd
-        self._temporary = temporary
-        self._hasher = hashlib.sha256()
-        self._committed = False
-        self.size = 0
-
-    def write(self, data: bytes | memoryview, /) -> int:
-        """Append; the whole of ``data`` is taken. Returns its length, so that this is a file for writing."""
-        self._hasher.update(data)
-        view = memoryview(data)
-        with reported("write to the store"):
-            while view:
-                view = view[os.write(self._fd, view) :]
-        self.size += len(data)
-        return len(data)
-
-    @property
-    def digest(self) -> Digest:
-        """Of what was written so far."""
-        return Digest(self._hasher.hexdigest())
-
-    def commit(self, expected: Digest | None = None, media_type: str = "application/octet-stream") -> oci.Descriptor:
-        """Give the blob its name. CorruptError, and nothing stored, when its digest is not ``expected``."""
-        if self._committed:
-            raise InternalError("a blob was committed twice")
-        digest = self.digest
-        if expected is not None and digest != expected:
-            raise CorruptError(f"expected {expected}, got {digest} ({self.size} bytes)")
-        with reported("write to the store"):
-            os.fchmod(self._fd, 0o444)
-            os.fsync(self._fd)
-            self._layout.adopt(self._temporary, digest)
-        self._committed = True
-        return oci.Descriptor(media_type, digest, self.size)
 
 
 class Layout:
@@ -124,6 +78,14 @@ class Layout:
             # Unlinked before the lock goes; after a commit it has another name.
             temporary.unlink(missing_ok=True)
             os.close(fd)
+
+    def partial(self, digest: Digest) -> AbstractContextManager[PartialWriter]:
+        """A blob from a network, of which ``writer.size`` bytes are there already when an earlier attempt broke.
+
+        Its user adds the rest and commits. When that ends in an exception other than CorruptError, or the process is
+        killed, what has arrived stays in ``tmp/`` for the next one; nothing of it is used before all was hashed.
+        """
+        return partial_writer(self, self.tmp / f"{digest.hex}{PARTIAL}")
 
     def adopt(self, temporary: Path, digest: Digest) -> None:
         """Move a file, hashed and fsynced by the caller, to its place."""
@@ -318,8 +280,10 @@ class Layout:
             os.close(fd)
 
     def sweep(self) -> None:
-        """Remove what dead owners left in ``tmp/``."""
+        """Remove what dead owners left in ``tmp/``; what a transfer could go on with stays for a day."""
         for entry in sorted(self.tmp.iterdir()):
+            if entry.suffix in (PARTIAL, UPLOAD):
+                self._sweep_transfer(entry)
             if entry.suffix not in (".blob", ".lock"):
                 continue
             with locks.abandoned(entry) as abandoned:
@@ -327,6 +291,11 @@ class Layout:
                     entry.unlink(missing_ok=True)
                 elif abandoned:
                     _discard(entry.with_suffix(""), entry)
+
+    def _sweep_transfer(self, entry: Path) -> None:
+        with locks.abandoned(entry) as abandoned:
+            if abandoned and time.time() - entry.stat().st_mtime > _TRANSFER_KEPT:
+                entry.unlink(missing_ok=True)
 
 
 def _discard(folder: Path, lock: Path) -> None:
