@@ -20,7 +20,10 @@ def read_assets(package: Path = _PACKAGE) -> Assets:
             name: (package / "toolchain" / name).read_bytes() for name in (*toolchain.MODULES, toolchain.HEADER)
         }
         return Assets(
-            (package / init.SOURCE).read_bytes(), wrapper, _folder(package, "link"), _folder(package, "inside")
+            {name: (package / init.FOLDER / name).read_bytes() for name in init.SOURCES},
+            wrapper,
+            _folder(package, "link"),
+            _folder(package, "inside"),
         )
     except OSError as error:
         raise ToolError(f"cannot read {error.filename}: {error.strerror}", hint="install uklimg again") from error

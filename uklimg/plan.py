@@ -63,9 +63,9 @@ Select: TypeAlias = Callable[[Sequence[str], Sequence[str], Location], Selected]
 
 @dataclass(frozen=True)
 class Assets:
-    """Files of ours that steps use, by name: ``init`` is PID 1's source, the others are folders of the package."""
+    """Files of ours that steps use, by name: ``init`` is PID 1's sources, the others are folders of the package."""
 
-    init: bytes = field(repr=False)
+    init: Mapping[str, bytes] = field(repr=False)
     toolchain: Mapping[str, bytes] = field(repr=False)
     link: Mapping[str, bytes] = field(repr=False)
     inside: Mapping[str, bytes] = field(repr=False)

@@ -398,3 +398,46 @@ def spawn(
             options["pass_fds"] = set(pass_fds)
         process._start({f"_{name}": value for name, value in options.items()})
     return process
+
+
+class Detached:
+    """A process that goes on without us; made by ``detach``."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self._status: int | None = None
+
+    def poll(self) -> int | None:
+        """Its exit status (minus the signal's number) once it has ended; None while it runs."""
+        if self._status is None:
+            try:
+                pid, status = os.waitpid(self.pid, os.WNOHANG)
+            except ChildProcessError:
+                pid, status = self.pid, 0
+            if pid:
+                self._status = os.waitstatus_to_exitcode(status)
+        return self._status
+
+
+def detach(argv: Sequence[str], *, env: Mapping[str, str], stdin: bytes, log: Path) -> Detached:
+    """Start ``argv`` in a session of its own, where it outlives us: in ``/``, with nothing of ours open but ``stdin``
+    (which it reads to its end) and the file ``log`` for what it prints."""
+    import subprocess  # `sh` ends its processes with us
+
+    program = find(argv[0], env)
+    # Memory, not a file: it may hold secrets, and a pipe would keep us until it is read.
+    with log.open("ab") as output, os.fdopen(os.memfd_create("stdin"), "w+b") as given:
+        given.write(stdin)
+        given.flush()
+        given.seek(0)
+        process = subprocess.Popen(
+            [str(program), *argv[1:]],
+            env=dict(env),
+            cwd="/",
+            stdin=given,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    process.returncode = 0  # it is not for the module to wait for
+    return Detached(process.pid)

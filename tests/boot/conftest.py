@@ -66,7 +66,7 @@ def boot_kernel(example: Example, tmp_path_factory: pytest.TempPathFactory) -> P
 @pytest.fixture(scope="session")
 def init_binary(tmp_path_factory: pytest.TempPathFactory, env: Mapping[str, str]) -> Path:
     """PID 1, by the product's own compiler arguments, with this machine's gcc."""
-    source = Path(package.__file__).parent / init_recipe.SOURCE
+    source = Path(package.__file__).parent / init_recipe.FOLDER
     output = tmp_path_factory.mktemp("init") / "init"
     proc.run(init_recipe.compile_cmd(str(source), str(output)), env=env)
     return output

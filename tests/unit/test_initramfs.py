@@ -19,7 +19,7 @@ from uklimg.errors import InternalError, Location, UserError
 from uklimg.graph import ContextTree, Host, Inline, InlineFile, Output
 from uklimg.guest.protocol import GuestConfig, Program, encode
 from uklimg.initramfsbuild import initramfs, minimal_root
-from uklimg.recipes.init import compile_cmd, init_step
+from uklimg.recipes.init import SOURCES, compile_cmd, init_step
 from uklimg.recipes.initramfs import CopyInput, CopyParams, initramfs_step, params_of
 from uklimg.roottree import Owner, RootTree
 from uklimg.spec.model import Copy, HeredocFile
@@ -283,7 +283,7 @@ def test_the_steps() -> None:
         initramfs_step(init="init", programs={"a/b": None}, config=CONFIG)
     with pytest.raises(InternalError):
         params_of({"programs": "x"})
-    compile_step = init_step("base:x", b"int main;")
+    compile_step = init_step("base:x", dict.fromkeys(SOURCES, b"int main;"))
     assert compile_step.needs() == ("base:x",)
     assert "-static" in compile_cmd("a", "b")
 

@@ -87,6 +87,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "remote",
         "runner",
         "export",
+        "running",
         "trial",
         "sharedcache",
         "rebuild",

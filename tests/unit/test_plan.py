@@ -14,6 +14,7 @@ from uklimg.errors import Location, UserError, UserErrors
 from uklimg.graph import Blob, Container, ContextTree, Host, Inline, Output, Step
 from uklimg.lock import Lock
 from uklimg.plan import Assets, Options, Plan, Selected, plan
+from uklimg.recipes import init as init_recipe
 from uklimg.recipes import toolchain
 from uklimg.recipes.image import run_config_of
 from uklimg.recipes.userland import STEP_ID
@@ -61,7 +62,7 @@ SCRIPTS = (
     "glibc.py",
 )
 ASSETS = Assets(
-    b"int main;",
+    dict.fromkeys(init_recipe.SOURCES, b"int main;"),
     {name: name.encode() for name in (*toolchain.MODULES, toolchain.HEADER)},
     {name: name.encode() for name in SCRIPTS},
     {name: name.encode() for name in SCRIPTS},

@@ -22,6 +22,28 @@ EXAMPLES: Mapping[str, tuple[tuple[str, str], ...]] = {
         ("uklimg run -p 6379:6379 redis:8", "boot it; the guest's port 6379 is this machine's"),
         ("uklimg run -m 512M --cpus 2 redis:8 redis-server --save ''", "another command, more of the machine"),
         ("uklimg run -v ./data:/data -e LOG=debug server", "a folder and a variable for the program"),
+        ("uklimg run -d --name cache --restart on-failure redis:8", "leave it running: `uklimg ps`, `logs`, `stop`"),
+    ),
+    "ps": (
+        ("uklimg ps", "the guests that `uklimg run -d` started and that run"),
+        ("uklimg ps -a --format json", "all of them, for a program to read"),
+    ),
+    "logs": (
+        ("uklimg logs -f cache", "what it printed, and what it prints until it ends"),
+        ("uklimg logs --tail 20 cache", "the last lines"),
+    ),
+    "exec": (
+        ("uklimg exec -it cache sh", "a shell in the guest, of an image with USERLAND busybox"),
+        ("uklimg exec cache cat /proc/meminfo", "one command"),
+    ),
+    "stop": (
+        ("uklimg stop cache", "its stop signal, and SIGKILL when that does not help"),
+        ("uklimg stop -t 60 cache queue", "two of them, with a minute for each"),
+    ),
+    "wait": (("uklimg wait job", "print its exit status once it has ended"),),
+    "rm": (
+        ("uklimg rm cache", "forget a guest that has ended, and its log"),
+        ("uklimg rm -f cache", "end it first"),
     ),
     "test": (
         ("uklimg test", "build the image of this folder's Uklfile, boot it and run its TEST commands"),

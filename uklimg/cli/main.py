@@ -27,6 +27,12 @@ VERBS = (
     "check",
     "build",
     "run",
+    "ps",
+    "logs",
+    "exec",
+    "stop",
+    "wait",
+    "rm",
     "test",
     "bench",
     "profile",
@@ -54,7 +60,9 @@ VERBS = (
 )
 
 
-COMPLETION, RUN = "completion", "run"
+COMPLETION = "completion"
+# Verbs that end as what they run does.
+RUNNING = ("run", "exec")
 STORE = "--store"
 
 
@@ -111,7 +119,7 @@ def parser(argv: Sequence[str] = ()) -> argparse.ArgumentParser:
 def main(argv: Sequence[str], environ: Mapping[str, str], cwd: Path, uid: int, stdout: TextIO, stderr: TextIO) -> int:
     """Run one command and return its exit status; raises SystemExit only for usage errors and --help."""
     args = parser(argv).parse_args(argv)
-    failed = ExitCode.RUN_FAILED if args.verb == RUN else None
+    failed = ExitCode.RUN_FAILED if args.verb in RUNNING else None
     state = Path("/tmp")
     try:
         settings = read_settings(environ, cwd, store=args.store, engine=getattr(args, "engine", ""))

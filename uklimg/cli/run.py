@@ -7,23 +7,27 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TextIO
 
 from uklimg import oci
-from uklimg.cli import options, pull, trust
+from uklimg.cli import guests, options, pull, trust
 from uklimg.cli.host import Host
 from uklimg.console import Console, console
 from uklimg.errors import UserError
 from uklimg.events import Note
 from uklimg.guest.config import DEFAULT_GRACE
+from uklimg.guest.protocol import GuestConfig
 from uklimg.oci import layer
 from uklimg.runner.accel import find_accel, host_tsc_khz
-from uklimg.runner.launch import launch
-from uklimg.runner.machine import Accel, MachineType
+from uklimg.runner.launch import check, launch
+from uklimg.runner.machine import Accel, Machine, MachineConfig, MachineType
 from uklimg.runner.network import parse_forward
 from uklimg.runner.qemu import Qemu
 from uklimg.runner.request import RunOptions, configure, parse_bind
 from uklimg.runner.stops import Stops
+from uklimg.running import client
+from uklimg.running.policy import parse_restart
+from uklimg.running.supervisor import Task
 from uklimg.spec.values import BadValueError, memory
 from uklimg.store import Store
 
@@ -40,7 +44,6 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cpus", type=int, metavar="N", default=0, help="processors (the image's)")
     parser.add_argument("-v", "--volume", metavar="HOST:GUEST", action="append", default=[], help="mount a folder")
     parser.add_argument("-e", "--env", metavar="NAME=VALUE", action="append", default=[], help="set a variable")
-    parser.add_argument("--rm", action="store_true", help="accepted and always true: nothing stays behind")
     parser.add_argument("--boot", choices=(VMLINUX, BZIMAGE), default=VMLINUX, help="which kernel file (vmlinux)")
     add_machine(parser)
     parser.add_argument("--no-network", action="store_true", help="give the guest no network device")
@@ -56,6 +59,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--verbose", action="store_true", help="show the kernel's messages")
     parser.add_argument("--gdb", metavar="ADDRESS", default="", help="serve a debugger, as in tcp:127.0.0.1:1234")
     trust.add_verify(parser)
+    guests.add_detached(parser)
     parser.add_argument("ref", metavar="REF", help="name or digest of an image")
     parser.add_argument("arguments", metavar="ARG", nargs=argparse.REMAINDER, help="in place of the image's command")
 
@@ -93,18 +97,44 @@ def run(args: argparse.Namespace, host: Host) -> int:
         kernel = vmlinux if args.boot == VMLINUX else boot_file(store, image, oci.BZIMAGE)
         accel = accel_of(args.accel, host, vmlinux, sink)
     machine, guest = configure(image.run, kernel, initrd, replace(wanted, accel=accel))
+    if args.detach:
+        return _detach(args, host, image, qemu, machine, guest)
     with Stops() as stops:
         stdin = sys.stdin.fileno() if args.interactive else None
-        return launch(qemu, machine, guest, env=env, show=_writer(host), stops=stops, stdin=stdin).code
+        return launch(qemu, machine, guest, env=env, show=writer(host), stops=stops, stdin=stdin).code
+
+
+def _detach(
+    args: argparse.Namespace,
+    host: Host,
+    image: oci.Image,
+    hypervisor: Machine,
+    machine: MachineConfig,
+    guest: GuestConfig,
+) -> int:
+    """Start it under a supervisor; prints its id."""
+    health = guests.health_of(args, None)
+    record = guests.new_record(args, image, hypervisor, machine, guest.programs[0].argv, health)
+    check(hypervisor, machine, host.env)
+    task = Task(record, hypervisor, machine, guest, host.env, parse_restart(args.restart), health)
+    client.start(guests.guests_of(host), task)
+    host.print(record.id)
+    return 0
 
 
 def run_options(args: argparse.Namespace, host: Host) -> RunOptions:
     """What the command line asks for; raises UserError."""
     if args.cpus < 0 or args.stop_timeout < 0:
         raise UserError("--cpus and --stop-timeout want a number greater than 0")
+    if args.detach and args.interactive:
+        raise UserError("-d leaves no standard input to connect", hint="uklimg exec -i")
+    if args.name and not args.detach:
+        raise UserError("--name is for guests that run by themselves", hint="add -d")
+    if args.restart != "no" and not args.detach:
+        raise UserError("--restart is for guests that run by themselves", hint="add -d")
     return RunOptions(
         arguments=tuple(args.arguments),
-        env=dict(_variable(text, host) for text in args.env),
+        env=dict(variable(text, host) for text in args.env),
         forwards=tuple(parse_forward(text) for text in args.publish),
         binds=tuple(parse_bind(text, host.cwd) for text in args.volume),
         memory=_memory(args.memory) if args.memory else 0,
@@ -142,7 +172,7 @@ def _memory(text: str) -> int:
         raise UserError(f"-m: {error}", hint=error.hint) from error
 
 
-def _variable(text: str, host: Host) -> tuple[str, str]:
+def variable(text: str, host: Host) -> tuple[str, str]:
     """``NAME=VALUE``, or ``NAME`` for this machine's value, as Docker has it."""
     name, equals, value = text.partition("=")
     if not name or "\0" in text:
@@ -162,15 +192,16 @@ def boot_file(store: Store, image: oci.Image, role: str) -> Path:
     return store.unpacked(blob.digest, unpack) / role
 
 
-def _writer(host: Host) -> Callable[[bytes], object]:
-    """Where the guest's console goes: standard output as it is."""
-    binary = getattr(host.stdout, "buffer", None)
+def writer(host: Host, stream: TextIO | None = None) -> Callable[[bytes], object]:
+    """Where the guest's bytes go: standard output as it is, or ``stream``."""
+    stream = stream or host.stdout
+    binary = getattr(stream, "buffer", None)
 
     def show(data: bytes) -> None:
         if binary is None:
-            host.stdout.write(data.decode("utf-8", "replace"))
+            stream.write(data.decode("utf-8", "replace"))
         else:
             binary.write(data)
-        host.stdout.flush()
+        stream.flush()
 
     return show

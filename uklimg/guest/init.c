@@ -10,6 +10,8 @@
  * with "uklimg: error:" and in status 125; no path leaves main() except power_off().
  */
 #define _GNU_SOURCE
+#include "commands.h"
+
 #include <ctype.h>
 #include <dirent.h>
 #include <errno.h>
@@ -78,6 +80,10 @@ struct config {
 
 static struct config config = { .stop_signal = SIGTERM, .grace = GRACE_DEFAULT };
 static int port = -1;
+static struct {
+	int fd; /* -1: not there */
+	pid_t pid; /* of the child that serves it, 0 for none */
+} command_ports[COMMAND_PORTS];
 static int first_failure; /* wait status; 0 while everything went well */
 static bool stopping, stopped_by_helper;
 static int64_t kill_at; /* monotonic milliseconds, 0 = never */
@@ -498,7 +504,7 @@ static void take_command_line(int argc, char **argv, char **envp)
 			put_env(&config.env, *envp);
 }
 
-static int open_port(void)
+static int open_port(const char *wanted)
 {
 	DIR *dir = opendir("/sys/class/virtio-ports");
 	struct dirent *entry;
@@ -512,13 +518,27 @@ static int open_port(void)
 		if (entry->d_name[0] == '.' || read_file(path, name, sizeof(name)) <= 0)
 			continue;
 		name[strcspn(name, "\n")] = '\0';
-		if (strcmp(name, PORT_NAME))
+		if (strcmp(name, wanted))
 			continue;
 		snprintf(path, sizeof(path), "/dev/%s", entry->d_name);
 		fd = open(path, O_RDWR | O_NONBLOCK | O_CLOEXEC);
 	}
 	closedir(dir);
 	return fd;
+}
+
+/* The ports for commands beside the program; how many there are. */
+static int open_command_ports(void)
+{
+	char name[] = COMMAND_PORT "0";
+	int count = 0;
+
+	for (int i = 0; i < COMMAND_PORTS; i++) {
+		name[sizeof(name) - 2] = (char)('0' + i);
+		command_ports[i].fd = open_port(name);
+		count += command_ports[i].fd >= 0;
+	}
+	return count;
 }
 
 /* The runner's message; false when nobody is at the other end or says anything. */
@@ -528,7 +548,7 @@ static bool config_from_port(void)
 	char *buffer = need(malloc(size));
 	int64_t deadline = now() + PORT_WAIT_MS;
 
-	print(port, "{\"ready\":1}\n");
+	print(port, "{\"ready\":1,\"commands\":%d}\n", open_command_ports());
 	for (;;) {
 		struct pollfd p = { .fd = port, .events = POLLIN };
 		int64_t left = deadline - now();
@@ -666,7 +686,10 @@ static void reap(void)
 	int status;
 	pid_t pid;
 
-	while ((pid = waitpid(-1, &status, WNOHANG)) > 0)
+	while ((pid = waitpid(-1, &status, WNOHANG)) > 0) {
+		for (int i = 0; i < COMMAND_PORTS; i++)
+			if (command_ports[i].pid == pid)
+				command_ports[i].pid = 0;
 		for (size_t i = 0; i < config.count; i++)
 			if (config.sections[i].pid == pid) {
 				ended(&config.sections[i], status);
@@ -675,6 +698,7 @@ static void reap(void)
 					request_stop(config.grace);
 				}
 			}
+	}
 }
 
 static void check_deadlines(void)
@@ -780,6 +804,27 @@ static nfds_t open_inputs(struct pollfd *fds)
 	return count;
 }
 
+/* A child serves the command, so that neither it nor a slow reader holds us up. */
+static void begin_command(int i)
+{
+	pid_t pid = fork();
+
+	if (pid == 0)
+		serve_command(command_ports[i].fd, config.env.items, config.workdir ? config.workdir : "/");
+	if (pid > 0)
+		command_ports[i].pid = pid;
+	else
+		command_ports[i].fd = -1;
+}
+
+static void poll_commands(struct pollfd *fds)
+{
+	for (int i = 0; i < COMMAND_PORTS; i++) {
+		fds[i].fd = command_ports[i].pid ? -1 : command_ports[i].fd;
+		fds[i].events = POLLIN;
+	}
+}
+
 static bool waiting_for(const struct section *program)
 {
 	if (program->pid > 0)
@@ -800,8 +845,9 @@ static bool last_program(size_t index)
 
 static void run_programs(int signals)
 {
-	struct pollfd fds[2 + INPUTS_MAX] = { { .fd = signals, .events = POLLIN }, { .fd = port, .events = POLLIN } };
-	nfds_t count = 2 + open_inputs(fds + 2);
+	struct pollfd fds[2 + COMMAND_PORTS + INPUTS_MAX] = { { .fd = signals, .events = POLLIN },
+							      { .fd = port, .events = POLLIN } };
+	nfds_t inputs = 2 + COMMAND_PORTS, count = inputs + open_inputs(fds + inputs);
 	bool helpers = false, any = false;
 
 	for (size_t i = 0; i < config.count && !stopping; i++) {
@@ -816,12 +862,19 @@ static void run_programs(int signals)
 				start(&config.sections[j], s->pid);
 		helpers = true;
 		while (last_program(i) ? waiting_for(s) : s->pid > 0) {
+			poll_commands(fds + 2);
 			if (poll(fds, count, next_deadline()) > 0) {
 				if (fds[0].revents)
 					read_signals(signals);
 				if (fds[1].revents)
 					read_commands(&fds[1]);
-				for (nfds_t j = 2; j < count; j++)
+				for (int j = 0; j < COMMAND_PORTS; j++) {
+					if (fds[2 + j].revents & POLLIN)
+						begin_command(j);
+					else if (fds[2 + j].revents)
+						command_ports[j].fd = -1; /* nobody is at the other end */
+				}
+				for (nfds_t j = inputs; j < count; j++)
 					if (fds[j].revents)
 						read_input(&fds[j]);
 			}
@@ -946,13 +999,15 @@ int main(int argc, char **argv, char **envp)
 		return 1;
 	}
 	umask(022);
+	for (int i = 0; i < COMMAND_PORTS; i++)
+		command_ports[i].fd = -1;
 	mount_system();
 	open_console();
 	signals = block_signals();
 	raise_limits();
 	loopback_up();
 	write_resolv_conf();
-	port = open_port();
+	port = open_port(PORT_NAME);
 	if (port < 0 || !config_from_port()) {
 		config_from_file();
 		take_command_line(argc, argv, envp);

@@ -19,7 +19,10 @@ and ``stop`` (its end stops the program), for ``mount`` ``type``, ``source``, ``
 
 **Commands** follow the configuration once the guest has reported the first ``begin``: ``stop=<seconds>`` NUL NUL.
 
-**Reports** (guest to runner) are JSON objects, one a line: ``{"ready":1}``, ``{"begin":name}``,
+Commands beside the program have ports of their own, ``org.uklimg.exec.0`` and so on: ``commands.py``.
+
+**Reports** (guest to runner) are JSON objects, one a line: ``{"ready":1,"commands":N}`` (N ports for commands),
+``{"begin":name}``,
 ``{"end":name,"exit":N}`` or ``"signal":N`` (with ``"timeout":true`` when it was its time limit), ``{"error":text}``,
 and as the last one ``{"exit":N}`` or ``{"signal":N}``: the first status that was not success.
 The last line of the console says the same: ``uklimg: exit N`` or ``uklimg: signal N (NAME)``, errors before it as
@@ -213,13 +216,15 @@ class Status:
 
 @dataclass(frozen=True)
 class Report:
-    """``name`` with BEGIN and END, ``text`` with ERROR, ``status`` with END and FINAL."""
+    """``name`` with BEGIN and END, ``text`` with ERROR, ``status`` with END and FINAL; ``commands`` with READY: how
+    many ports for commands PID 1 serves."""
 
     kind: ReportKind
     name: str = ""
     text: str = ""
     status: Status = field(default_factory=Status)
     timeout: bool = False
+    commands: int = 0
 
 
 def decode_report(line: bytes) -> Report | None:
@@ -238,7 +243,8 @@ def decode_report(line: bytes) -> Report | None:
     if "error" in value:
         return Report(ReportKind.ERROR, text=str(value["error"]))
     if "ready" in value:
-        return Report(ReportKind.READY)
+        commands = value.get("commands")
+        return Report(ReportKind.READY, commands=commands if type(commands) is int and 0 <= commands < 32 else 0)
     return Report(ReportKind.FINAL, status=status) if status is not None else None
 
 

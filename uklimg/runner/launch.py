@@ -11,7 +11,8 @@ import os
 import selectors
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -62,6 +63,8 @@ def launch(
     stops: Stops | None = None,
     stdin: int | None = None,
     on_report: Callable[[Report], object] = lambda _: None,
+    on_start: Callable[[int], object] = lambda _: None,
+    channels: Sequence[socket.socket] = (),
 ) -> Outcome:
     """Run ``guest`` on ``config`` to its end. Call it from the thread that stays (a process dies with its thread).
 
@@ -70,19 +73,23 @@ def launch(
     ends the machine at once. Raises ToolError: RUN_FAILED when the machine or the program could not start, the
     guest's kernel panicked or the machine ended without a status; INTERRUPTED when a stop was asked for before the
     program ran or twice; HOST when the hypervisor is missing.
+
+    ``on_start`` hears the hypervisor's process id. ``channels`` are the hypervisor's ends of the ports for commands
+    (``uklimg.guest.commands``); they are closed here.
     """
     message = encode(guest)
     check(machine, config, env)
     ours, theirs = socket.socketpair()
     console, their_console = socket.socketpair()
     try:
-        with theirs, their_console:
-            fds = (theirs.fileno(), their_console.fileno())
+        with ExitStack() as stack:
+            fds = [stack.enter_context(end).fileno() for end in (theirs, their_console, *channels)]
             for fd in fds:
                 os.set_inheritable(fd, True)
-            argv = machine.command(replace(config, control=fds[0], console=fds[1]))
+            argv = machine.command(replace(config, control=fds[0], console=fds[1], commands=tuple(fds[2:])))
             process = proc.spawn(argv, env=env, pass_fds=fds)
         with process:
+            on_start(process.pid)
             session = _Session(process, ours, console, show, stops, stdin, guest.grace, config.verbose, on_report)
             session.send(message)
             session.run()
@@ -231,8 +238,9 @@ class _Session:
         if self._stops.count() > 1 or not self._began:
             self._interrupted = True
             return
-        self.send(encode_stop(self._grace))
-        self._deadline = time.monotonic() + self._grace + _SLACK
+        grace = self._grace if self._stops.grace is None else self._stops.grace
+        self.send(encode_stop(grace))
+        self._deadline = time.monotonic() + grace + _SLACK
 
     def outcome(self) -> Outcome:
         """The program's status, or the ToolError that says why there is none."""

@@ -82,7 +82,8 @@ class MachineConfig:
 
     ``cmdline`` is added to the parameters that the machine itself needs. ``memory`` in bytes. ``control``: an open
     file descriptor (a stream socket) for the port of ``uklimg.guest.protocol``, -1 for none; ``console``: the same
-    for the serial console, -1 for standard input and output. ``verbose`` shows the kernel's messages. ``gdb``: where
+    for the serial console, -1 for standard input and output; ``commands``: the same for each port of
+    ``uklimg.guest.commands``, which need ``control``. ``verbose`` shows the kernel's messages. ``gdb``: where
     the debugger's stub listens (``tcp:127.0.0.1:1234``, ``unix:/path``), with ``paused`` the guest waits for it.
     ``icount`` makes time a function of instructions executed (2**icount nanoseconds each; TCG only). ``tsc_khz``:
     what the guest is told about its time stamp counter, 0 to let it measure. ``extra``: arguments of the hypervisor
@@ -101,6 +102,7 @@ class MachineConfig:
     disks: tuple[Disk, ...] = ()
     control: int = -1
     console: int = -1
+    commands: tuple[int, ...] = ()
     verbose: bool = False
     gdb: str = ""
     paused: bool = False
@@ -109,11 +111,28 @@ class MachineConfig:
     extra: tuple[str, ...] = ()
 
 
+class Feature(Enum):
+    """What not every hypervisor can do."""
+
+    CONTROL = "a port for the guest's PID 1"
+    COMMANDS = "commands beside the program"
+    EMULATION = "emulation"
+    USER_NETWORK = "user networking"
+    NINE_P = "folders over 9p"
+    VIRTIOFS = "folders over virtiofs"
+    QCOW2 = "qcow2 images"
+    BZIMAGE = "a bzImage"
+    DEBUGGING = "a debugger's stub"
+
+
 class Machine(Protocol):
     """A hypervisor. Its process is the machine: it ends when the guest powers off, SIGTERM ends it."""
 
     @property
     def name(self) -> str: ...
+
+    @property
+    def features(self) -> frozenset[Feature]: ...
 
     def command(self, config: MachineConfig) -> list[str]:
         """The argument list that starts ``config``. UserError for what this hypervisor cannot do."""

@@ -9,8 +9,9 @@ from collections.abc import Iterator, Mapping
 
 from uklimg import proc
 from uklimg.errors import UserError
+from uklimg.guest.commands import port_name
 from uklimg.guest.protocol import PORT
-from uklimg.runner.machine import Accel, Disk, MachineConfig, MachineType, TapNetwork, UserNetwork, Volume
+from uklimg.runner.machine import Accel, Disk, Feature, MachineConfig, MachineType, TapNetwork, UserNetwork, Volume
 
 PROGRAM = "qemu-system-x86_64"
 _KIB = 1024
@@ -25,6 +26,10 @@ class Qemu:
     @property
     def name(self) -> str:
         return "qemu"
+
+    @property
+    def features(self) -> frozenset[Feature]:
+        return frozenset(Feature)
 
     def command(self, config: MachineConfig) -> list[str]:
         return qemu_cmd(config, self._program)
@@ -112,6 +117,9 @@ def _control(config: MachineConfig) -> Iterator[str]:
     yield from ("-chardev", f"socket,id=control,fd={config.control}")
     yield from ("-device", _device(config, "virtio-serial"))
     yield from ("-device", f"virtserialport,chardev=control,name={PORT}")
+    for number, fd in enumerate(config.commands):
+        yield from ("-chardev", f"socket,id=command{number},fd={fd}")
+        yield from ("-device", f"virtserialport,chardev=command{number},name={port_name(number)}")
 
 
 def _network(config: MachineConfig) -> Iterator[str]:

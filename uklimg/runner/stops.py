@@ -12,17 +12,21 @@ from typing import Any
 
 class Stops:
     """Counts requests. As a context manager it also turns SIGINT, SIGTERM and SIGHUP into requests while the block
-    lasts (in the main thread; elsewhere signals are not ours to take)."""
+    lasts (in the main thread; elsewhere signals are not ours to take). ``grace``: seconds in place of the guest's own
+    between the stop signal and SIGKILL, for the first request."""
 
     _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
     def __init__(self) -> None:
         self._reader, self._writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._count = 0
+        self.grace: int | None = None
+        self.asked = False
         self._before: dict[signal.Signals, Any] = {}
 
     def request(self) -> None:
         """Safe in a signal handler and in any thread."""
+        self.asked = True
         with contextlib.suppress(BlockingIOError):
             os.write(self._writer, b"x")
 
