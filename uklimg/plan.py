@@ -18,7 +18,7 @@ from uklimg.definitions import UklHow
 from uklimg.errors import Location, UserError, UserErrors
 from uklimg.graph import ContextTree, Graph, Input, Output, Step
 from uklimg.guest.config import guest_config
-from uklimg.oci import TARGET_LINUX, TARGET_UKL, RunConfig
+from uklimg.oci import TARGET_LINUX, TARGET_UKL, HealthCheck, RunConfig
 from uklimg.recipes import base_image, bzimage, glibc, program, registry_image, runmounts, stage, toolchain
 from uklimg.recipes import image as image_recipe
 from uklimg.recipes import init as init_recipe
@@ -34,6 +34,7 @@ from uklimg.spec.model import (
     ContextSource,
     Copy,
     Depends,
+    Healthcheck,
     ImageStage,
     Instruction,
     MakeFolder,
@@ -120,6 +121,22 @@ def run_config(resolved: ResolvedSpec, *, twin: bool = False) -> RunConfig:
         libc_version=resolved.libc_version,
         target=TARGET_LINUX if twin else TARGET_UKL,
         labels=dict(image.labels),
+        healthcheck=_healthcheck(image.healthcheck),
+    )
+
+
+def _healthcheck(found: Healthcheck | None) -> HealthCheck | None:
+    """As runners take it: what the Uklfile leaves open has its default."""
+    if found is None or found.command is None:
+        return None
+    default = HealthCheck(found.command.argv, found.command.shell)
+    return replace(
+        default,
+        interval=found.interval or default.interval,
+        timeout=found.timeout or default.timeout,
+        start_period=found.start_period,
+        start_interval=found.start_interval or default.start_interval,
+        retries=found.retries or default.retries,
     )
 
 

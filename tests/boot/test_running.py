@@ -33,6 +33,7 @@ LINK --from=build /src/guest
 USERLAND busybox
 MEMORY 192M
 EXPOSE 7/tcp
+ENTRYPOINT ["guest"]
 ENV GREETING=image
 """
 # Long enough for a loaded machine; nothing waits for it when all is well.

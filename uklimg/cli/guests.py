@@ -10,11 +10,10 @@ from collections.abc import Sequence
 
 from uklimg.cli.host import Host
 from uklimg.errors import UserError
-from uklimg.oci import Image
+from uklimg.oci import HealthCheck, Image
 from uklimg.runner.machine import Machine, MachineConfig, UserNetwork
 from uklimg.running import policy
 from uklimg.running.folder import Guests, check_name, new_id
-from uklimg.running.policy import HealthCheck
 from uklimg.running.record import Identity, Record
 from uklimg.spec.values import BadValueError, duration
 

@@ -113,7 +113,7 @@ def _detach(
     guest: GuestConfig,
 ) -> int:
     """Start it under a supervisor; prints its id."""
-    health = guests.health_of(args, None)
+    health = guests.health_of(args, image.run.healthcheck)
     record = guests.new_record(args, image, hypervisor, machine, guest.programs[0].argv, health)
     check(hypervisor, machine, host.env)
     task = Task(record, hypervisor, machine, guest, host.env, parse_restart(args.restart), health)

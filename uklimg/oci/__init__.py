@@ -5,6 +5,7 @@ image of ours is, ``layer`` is about layers of one file, ``describe`` sums an im
 """
 
 from uklimg.oci.describe import FileSummary, PlatformSummary, Summary, describe
+from uklimg.oci.health import HealthCheck
 from uklimg.oci.image import (
     BZIMAGE,
     FILES,
@@ -84,6 +85,7 @@ __all__ = [
     "Blob",
     "Descriptor",
     "FileSummary",
+    "HealthCheck",
     "History",
     "Image",
     "ImageConfig",

@@ -1,6 +1,7 @@
-"""HEALTHCHECK: how a runner finds out that a guest is well. In an image it is the label ``org.uklimg.healthcheck``. Pure.
+"""HEALTHCHECK: how a runner finds out that a guest is well. Pure.
 
-The label is JSON with the names of Docker's image configuration, where it is no field of OCI's.
+In an image it is the label ``org.uklimg.healthcheck``: JSON with the names of Docker's image configuration, whose
+field it is there, and not in OCI's.
 """
 
 from __future__ import annotations
@@ -60,12 +61,17 @@ def decode_health(text: str) -> HealthCheck | None:
     if not text:
         return None
     value = parse_json(text.encode(errors="replace"), "the image's health check")
-    words = value.get("Test") if isinstance(value, dict) else None
-    if not isinstance(value, dict) or not isinstance(words, list) or not all(isinstance(word, str) for word in words):
-        raise CorruptError(f"the image's health check is {text[:60]!r}")
-    kind, *argv = [str(word) for word in words] or [""]
+    test = value.get("Test")
+    words = test if isinstance(test, list) else []
+    kind, *argv = [word for word in words if isinstance(word, str)] or [""]
     numbers = {field: value.get(name, getattr(_DEFAULT, field)) for name, field in _NAMES.items()}
     bad = [field for field, number in numbers.items() if type(number) is not int or not 0 <= number < _LIMIT]
-    if kind not in (_SHELL, _EXEC) or not argv or (kind == _SHELL and len(argv) != 1) or bad:
+    if (
+        kind not in (_SHELL, _EXEC)
+        or not argv
+        or len(argv) + 1 != len(words)
+        or (kind == _SHELL and len(argv) > 1)
+        or bad
+    ):
         raise CorruptError(f"the image's health check is {text[:60]!r}")
     return HealthCheck(tuple(argv), kind == _SHELL, **numbers)  # type: ignore[arg-type]

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from uklimg.digest import canonical_json
 from uklimg.errors import CorruptError, InternalError, UserError
 from uklimg.oci import layer
+from uklimg.oci.health import HealthCheck, decode_health, encode_health
 from uklimg.oci.model import (
     CONFIG,
     LAYER,
@@ -109,6 +110,7 @@ class RunConfig:
     boot: tuple[str, ...] = ("pvh", "linux", "efi")
     labels: Mapping[str, str] = field(default_factory=dict, hash=False)
     reproducible: bool = True
+    healthcheck: HealthCheck | None = None
 
     @property
     def argv(self) -> tuple[str, ...]:
@@ -186,6 +188,7 @@ def run_config(config: ImageConfig) -> RunConfig:
         boot=tuple(_one_line(labels, "boot").split()),
         labels={name: value for name, value in labels.items() if not name.startswith(_RESERVED)},
         reproducible=labels.get(_LABEL + "reproducible") != "false",
+        healthcheck=decode_health(labels.get(_LABEL + "healthcheck", "")),
     )
     return _started_by_name(run) if config.platform == LINUX else run
 
@@ -341,6 +344,7 @@ def _own_labels(run: RunConfig) -> dict[str, str]:
         "memory": str(run.memory) if run.memory else "",
         "cpus": str(run.cpus) if run.cpus else "",
         "reproducible": "" if run.reproducible else "false",
+        "healthcheck": encode_health(run.healthcheck) if run.healthcheck else "",
     }
     return {_LABEL + name: value for name, value in values.items() if value}
 

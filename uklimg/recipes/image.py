@@ -8,6 +8,7 @@ from uklimg.digest import JSON
 from uklimg.errors import InternalError
 from uklimg.graph import Host, Output, Step
 from uklimg.oci import BZIMAGE, INITRAMFS, VMLINUX, RunConfig
+from uklimg.oci.health import decode_health, encode_health
 from uklimg.recipes import parameters
 
 RECIPE_VERSION = 2
@@ -55,6 +56,7 @@ def params(run: RunConfig) -> JSON:
         "labels": dict(run.labels),
         # Only where it is not, so that the keys of all others stay.
         **({} if run.reproducible else {"reproducible": False}),
+        **({"healthcheck": encode_health(run.healthcheck)} if run.healthcheck else {}),
     }
 
 
@@ -82,6 +84,7 @@ def run_config_of(value: JSON) -> RunConfig:
             boot=parameters.texts(value["boot"]),
             labels=parameters.text_map(value["labels"]),
             reproducible="reproducible" not in value,
+            healthcheck=decode_health(parameters.text(value.get("healthcheck", ""))),
         )
     except (KeyError, TypeError) as error:
         raise InternalError(f"bad parameters of the image step: {error}") from error

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from uklimg.errors import UserError
+from uklimg.oci.health import SECOND, HealthCheck
 
-SECOND = 10**9
 STARTING, HEALTHY, UNHEALTHY = "starting", "healthy", "unhealthy"
 # Seconds: the first pause before a start, the longest, and how long a guest must have run for the first one again.
 _FIRST, _LONGEST, _STEADY = 0.1, 60.0, 10.0
@@ -44,25 +44,6 @@ def pause(before: float, ran: float) -> float:
     if not before or ran >= _STEADY:
         return _FIRST
     return min(before * 2, _LONGEST)
-
-
-@dataclass(frozen=True)
-class HealthCheck:
-    """A command of the guest's that ends with 0 when all is well. Times in nanoseconds, Docker's defaults; failures
-    within ``start_period`` of the start do not count, and until the first success or its end the pause is
-    ``start_interval``. ``shell``: ``argv`` is one text for /bin/sh."""
-
-    argv: tuple[str, ...]
-    shell: bool = False
-    interval: int = 30 * SECOND
-    timeout: int = 30 * SECOND
-    start_period: int = 0
-    start_interval: int = 5 * SECOND
-    retries: int = 3
-
-    @property
-    def command(self) -> tuple[str, ...]:
-        return ("/bin/sh", "-c", *self.argv) if self.shell else self.argv
 
 
 @dataclass(frozen=True)

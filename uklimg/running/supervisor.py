@@ -22,13 +22,14 @@ from typing import BinaryIO
 from uklimg.errors import CorruptError, ExitCode, ToolError, UklimgError
 from uklimg.guest.commands import Command
 from uklimg.guest.protocol import GuestConfig, Report, ReportKind
+from uklimg.oci.health import SECOND, HealthCheck
 from uklimg.runner.launch import launch
 from uklimg.runner.machine import Feature, Machine, MachineConfig
 from uklimg.runner.stops import Stops
 from uklimg.running import channels, folder, policy
 from uklimg.running.channels import Ports
 from uklimg.running.logs import Log
-from uklimg.running.policy import Health, HealthCheck, Restart
+from uklimg.running.policy import Health, Restart
 from uklimg.running.record import Identity, Record, Status
 
 _LINE = 4096
@@ -181,7 +182,7 @@ class Supervisor:
         health = Health()
         while not over.wait(health.delay(check, time.monotonic() - begun)):
             try:
-                ran = channels.run_command(ports, Command(check.command), check.timeout / policy.SECOND)
+                ran = channels.run_command(ports, Command(check.command), check.timeout / SECOND)
                 passed, said = ran.status is not None and ran.status.code == 0, ran.problem or ran.output
             except (ToolError, CorruptError, OSError, ValueError) as error:
                 passed, said = False, str(error)
