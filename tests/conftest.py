@@ -49,7 +49,9 @@ def _example(session: pytest.Session, config: str, *options: str) -> Path:
         shutil.copy(ROOT / "scripts/example.lock", f"{folder}/Uklfile.lock")
         argv = [sys.executable, "-m", "uklimg", "build", "-f", f"{folder}/Uklfile.example", "-t", tag, folder]
         argv[4:4] = [*options, *(("--kernel-config", config) if config != "base" else ())]
-        print(f"\nbuilding {tag} (the first time this takes long)", flush=True)
+        capture = session.config.pluginmanager.getplugin("capturemanager")
+        with capture.global_and_fixture_disabled():  # standard error: a worker's standard output is not for people
+            print(f"\nbuilding {tag} (the first time this takes long)", file=sys.stderr, flush=True)
         done = proc.run(argv, env=dict(os.environ), cwd=ROOT, check=False)
     if done.status != 0:
         pytest.exit(f"the image for boot tests cannot be built:\n{done.tail}", returncode=3)
