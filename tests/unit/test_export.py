@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import struct
 import subprocess
 import xml.etree.ElementTree as ET
@@ -16,6 +18,7 @@ import pytest
 import yaml
 
 from uklimg import oci
+from uklimg.cli.main import parser
 from uklimg.digest import Digest
 from uklimg.errors import ExitCode, ToolError, UserError
 from uklimg.export import firmware, kubernetes, libvirt, microvm, netboot, plain
@@ -73,6 +76,14 @@ def stub(sections: int = 2, headers: int = 0x400) -> bytes:
             "<8s6I2HI", b".old%d" % number, 0x180, 0x1000 * (number + 1), 0x200, raw, 0, 0, 0, 0, 0x20
         )
     return head.ljust(headers, b"\0") + bytes(0x200 * sections)
+
+
+def test_nothing_lies_between_the_sections() -> None:
+    """Symbols and a signature of the stub's, which follow its sections, go, and so do their places in the header."""
+    data = bytearray(stub() + b"symbols")
+    struct.pack_into("<II", data, 0x40 + 12, len(data) - 7, 3)
+    struct.pack_into("<II", data, 0x40 + 24 + 112 + 4 * 8, len(data) - 7, 7)
+    assert add_sections(bytes(data), [Section(".one", 5)]) == add_sections(stub(), [Section(".one", 5)])
 
 
 def sections_of(data: bytes) -> dict[str, tuple[int, int, int, int]]:
@@ -328,6 +339,15 @@ def test_bad_names(tmp_path: Path, name: str) -> None:
 def test_every_format_is_documented() -> None:
     page = (Path(__file__).parents[2] / "docs/export.md").read_text()
     assert [name for name in FORMATS if f"`{name}`" not in page] == []
+
+
+def test_every_command_of_the_page_is_one() -> None:
+    page = (Path(__file__).parents[2] / "docs/export.md").read_text()
+    commands = re.findall(r"^    (uklimg export (?!--format FORMAT).*?)(?: +#.*| \|.*)?$", page, re.MULTILINE)
+    assert len(commands) > 8
+    for command in commands:
+        args = parser().parse_args(shlex.split(command)[1:])
+        check_options(args.format, frozenset(name for name in ("memory", "network", "accel") if getattr(args, name)))
 
 
 def test_options_that_do_nothing_are_refused() -> None:

@@ -1,7 +1,9 @@
 """Sections added to a PE32+ file, as a unified kernel image has them. Pure.
 
 Sources: "PE Format" (Microsoft's specification: COFF file header, optional header, section table) and "UKI" of the
-UAPI group. The stub's own sections stay as they are; the new ones lie behind them, in the file and in memory.
+UAPI group. The stub's own sections stay as they are; the new ones lie behind them, in the file and in memory. What
+follows the stub's sections (symbols of older ones, a signature that no longer fits) is left out: a gap between
+sections makes signatures that firmware does not take.
 """
 
 from __future__ import annotations
@@ -16,9 +18,12 @@ PAGE = 0x1000
 _PE32_PLUS = 0x20B
 _SECTION = struct.Struct("<8sIIIIIIHHI")
 _READABLE_DATA = 0x40000040  # IMAGE_SCN_MEM_READ | IMAGE_SCN_CNT_INITIALIZED_DATA
+_SYMBOLS_STRIPPED = 0x8  # IMAGE_FILE_LOCAL_SYMS_STRIPPED
 # Offsets from the PE signature.
-_COUNT, _OPTIONAL_SIZE, _OPTIONAL = 6, 20, 24
-_DATA_SIZE, _FILE_ALIGNMENT, _IMAGE_SIZE, _HEADERS_SIZE, _CHECKSUM = (24 + at for at in (8, 36, 56, 60, 64))
+_COUNT, _SYMBOLS, _OPTIONAL_SIZE, _FLAGS, _OPTIONAL = 6, 12, 20, 22, 24
+_DATA_SIZE, _FILE_ALIGNMENT, _IMAGE_SIZE, _HEADERS_SIZE, _CHECKSUM, _SIGNATURE = (
+    24 + at for at in (8, 36, 56, 60, 64, 144)
+)
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,7 @@ def add_sections(stub: bytes, sections: Sequence[Section]) -> Layout:
         raise UserError(
             "the EFI stub's header has no room for more sections", hint="take the stub of a newer systemd"
         )
+    del head[max(entry[4] + entry[3] for entry in old) :]
     head += bytes(-len(head) % alignment)
     address = max(_up(entry[2] + entry[1], PAGE) for entry in old)
     position = len(head)
@@ -71,9 +77,13 @@ def add_sections(stub: bytes, sections: Sequence[Section]) -> Layout:
         raise UserError("a unified kernel image is smaller than 4 GiB")
     (data,) = struct.unpack_from("<I", head, at + _DATA_SIZE)
     struct.pack_into("<H", head, at + _COUNT, count + len(sections))
-    struct.pack_into("<I", head, at + _DATA_SIZE, data + position - len(stub))
+    struct.pack_into("<I", head, at + _DATA_SIZE, data + position - len(head))
     struct.pack_into("<I", head, at + _IMAGE_SIZE, address)
     struct.pack_into("<I", head, at + _CHECKSUM, 0)  # firmware does not look at it
+    (flags,) = struct.unpack_from("<H", head, at + _FLAGS)
+    struct.pack_into("<H", head, at + _FLAGS, flags | _SYMBOLS_STRIPPED)
+    struct.pack_into("<II", head, at + _SYMBOLS, 0, 0)
+    struct.pack_into("<II", head, at + _SIGNATURE, 0, 0)
     return Layout(bytes(head), alignment)
 
 
