@@ -14,11 +14,14 @@ PACKAGES=(
     python3 python3-venv
     # the demo and the tests
     redis-tools docker-registry skopeo busybox-static gcc g++ libc6-dev make git gdb iproute2 procps xz-utils dpkg-dev openssl
-    cpio gnupg rsync diffoscope-minimal
+    cpio gnupg rsync diffoscope-minimal e2fsprogs
     # disks and CDs that firmware starts (`uklimg export`), and the libvirt that starts a domain of its
     ovmf systemd-boot-efi mtools fdisk qemu-utils xorriso libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients
     libxml2-utils
 )
+
+# virtiofsd, for volumes: in Debian 12 it comes with QEMU.
+[[ $(. /etc/os-release && echo "${VERSION_ID:-0}") == 12 ]] || PACKAGES+=(virtiofsd)
 
 fail() {
     echo "setup: $1" >&2

@@ -21,7 +21,17 @@ from uklimg.errors import ExitCode, ToolError
 from uklimg.guest.protocol import GuestConfig, Helper, Mount, Program, Report, ReportKind, Status
 from uklimg.runner.accel import MARKER, HostFacts, find_accel, host_tsc_khz, probe
 from uklimg.runner.launch import Outcome, launch
-from uklimg.runner.machine import MIB, Accel, Disk, MachineConfig, MachineType, PortForward, UserNetwork, Volume
+from uklimg.runner.machine import (
+    MIB,
+    Accel,
+    Disk,
+    Feature,
+    MachineConfig,
+    MachineType,
+    PortForward,
+    UserNetwork,
+    Volume,
+)
 from uklimg.runner.network import TapPlan, free_port, inside_cmd, tap
 from uklimg.runner.qemu import Qemu
 from uklimg.runner.stops import Stops
@@ -371,6 +381,28 @@ def test_bzimage_boots_too(boot: Boot) -> None:
     assert image.is_file(), "the product makes both, side by side"
     machine = MachineConfig(image, boot.initrd)
     assert boot(config("exit 2"), machine).code == 2
+
+
+class Portless(Qemu):
+    """A hypervisor such as Firecracker: no port for PID 1, the serial console on standard input and output."""
+
+    @property
+    def features(self) -> frozenset[Feature]:
+        return frozenset(Feature) - {Feature.CONTROL, Feature.COMMANDS}
+
+
+def test_a_guest_is_told_what_to_run_where_there_is_no_port(boot: Boot, tmp_path: Path) -> None:
+    script = 'printf "%s|" "$0" "$A"; cat /proc/cmdline | grep -c quiet; exit 4'
+    program = Program("/bin/sh", ("sh", "-c", script, 'a "b"\n'), label="told")
+    guest = GuestConfig((program,), env={**ENV, "A": "line\nline"}, raw_console=True)
+    seen: list[Report] = []
+    outcome = launch(
+        Portless(), boot.machine(), guest, env=boot.env, show=boot.keep, on_report=seen.append, scratch=tmp_path
+    )
+    assert outcome.status == Status(exit=4)
+    assert boot.console == b'a "b"\n|line\nline|1\n'
+    assert [report.kind for report in seen] == [ReportKind.BEGIN]
+    assert list(tmp_path.iterdir()) == [], "what it needed is gone"
 
 
 def test_instruction_counting_is_repeatable(boot: Boot) -> None:

@@ -235,6 +235,34 @@ def test_a_guest_survives_the_command_that_started_it(host: Host) -> None:
     host("rm", "-f", "child")
 
 
+def test_a_disk_keeps_its_data_over_two_boots(host: Host, tmp_path: Path) -> None:
+    raw, qcow2 = tmp_path / "disk.img", tmp_path / "disk.qcow2"
+    with raw.open("wb") as file:
+        file.truncate(16 << 20)
+    subprocess.run(["mkfs.ext4", "-q", raw], check=True)
+    subprocess.run(["qemu-img", "convert", "-O", "qcow2", raw, qcow2], check=True)
+    mounts = ("-v", f"{raw}:/data", "--mount", f"type=block,source={qcow2},target=/more")
+    first = host("run", *mounts, TAG, "count", "/data/runs", "2", status=3)
+    assert first == "run 1\n"
+    host("run", "-d", "--name", "disks", *mounts, TAG, "count", "/data/runs", "2")
+    wait_for(lambda: "listening" in host("logs", "disks"), "it listens")
+    assert host("logs", "disks") == "run 2\nlistening image\n"
+    assert host.shell("disks", "cut -d' ' -f1-3 /proc/mounts | grep vd") == (
+        "/dev/vda /data ext4\n/dev/vdb /more ext4\n"
+    )
+    host("rm", "-f", "disks")
+
+
+def test_virtiofs_needs_a_kernel_that_has_it(host: Host, tmp_path: Path) -> None:
+    """The daemon runs, the device is there, PID 1 mounts, and the base configuration has no such file system."""
+    tried = host.ended("run", "-d", "--name", "fs", "-v", f"{tmp_path}:/data:virtiofs", TAG)
+    assert tried.status == ExitCode.RUN_FAILED
+    assert "cannot mount the volume /data: No such device (KCONFIG adds a file system: FUSE_FS=y VIRTIO_FS=y" in (
+        tried.stderr
+    )
+    assert host.guests() == {}, "what never ran is not kept"
+
+
 def test_restart_on_failure_and_always(host: Host, tmp_path: Path) -> None:
     folder = tmp_path / "data"
     folder.mkdir()

@@ -20,7 +20,8 @@ from uklimg.digest import Digest
 from uklimg.mirror import find_mirror
 from uklimg.recipes.app import step_id
 from uklimg.runner.machine import MIB
-from uklimg.runner.request import Bind, RunOptions
+from uklimg.runner.request import RunOptions
+from uklimg.runner.volumes import Bind
 from uklimg.settings import read_settings
 from uklimg.store import Store
 

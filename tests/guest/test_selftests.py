@@ -23,7 +23,8 @@ from uklimg.data import Data, find_data
 from uklimg.guest.protocol import Program
 from uklimg.recipes import kernel
 from uklimg.runner.machine import MIB
-from uklimg.runner.request import Bind, RunOptions
+from uklimg.runner.request import RunOptions
+from uklimg.runner.volumes import Bind
 
 pytestmark = [pytest.mark.guest, pytest.mark.boot, pytest.mark.timeout(3600)]
 

@@ -23,7 +23,7 @@ from uklimg.imagebuild import build_image
 from uklimg.project import parse_build_args
 from uklimg.runner.machine import PortForward
 from uklimg.runner.qemu import Qemu
-from uklimg.runner.request import Bind
+from uklimg.runner.volumes import Bind
 from uklimg.settings import read_settings
 from uklimg.store import Store
 
@@ -465,7 +465,7 @@ def test_failures_of_run_itself_are_125(uklimg: Command, tmp_path: Path) -> None
 
 def test_run_without_qemu_names_the_package(uklimg: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     add_image(uklimg.store, tmp_path, "redis:latest")
-    monkeypatch.setattr(run, "Qemu", lambda: Qemu("qemu-of-nobody"))
+    monkeypatch.setattr(run, "HYPERVISORS", {"qemu": lambda: Qemu("qemu-of-nobody")})
     found = uklimg("run", "--accel", "tcg", "redis")
     assert found.status == ExitCode.RUN_FAILED
     assert "qemu-of-nobody is not installed (apt-get install" in found.err

@@ -28,7 +28,8 @@ from uklimg.runner.machine import (
 )
 from uklimg.runner.network import TapPlan, check_forwards, free_port, inside_cmd, parse_forward, tap_cmds
 from uklimg.runner.qemu import Qemu, kernel_cmdline, qemu_cmd
-from uklimg.runner.request import Bind, RunOptions, configure, parse_bind
+from uklimg.runner.request import RunOptions, configure
+from uklimg.runner.volumes import Bind, parse_bind
 
 pytestmark = pytest.mark.unit
 

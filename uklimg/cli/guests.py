@@ -125,7 +125,7 @@ def new_record(
         created=time.time(),
         supervisor=Identity.own(),
         ports=tuple(str(port) for port in ports),
-        volumes=tuple(args.volume),
+        volumes=(*args.volume, *args.mount),
         restart=str(restart),
         remove=args.rm,
         health=policy.STARTING if health else "",

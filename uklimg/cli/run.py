@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,18 +14,20 @@ from uklimg import oci
 from uklimg.cli import guests, options, pull, trust
 from uklimg.cli.host import Host
 from uklimg.console import Console, console
-from uklimg.errors import UserError
+from uklimg.errors import ToolError, UserError
 from uklimg.events import Note
 from uklimg.guest.config import DEFAULT_GRACE
 from uklimg.guest.protocol import GuestConfig
 from uklimg.oci import layer
-from uklimg.runner.accel import find_accel, host_tsc_khz
+from uklimg.runner.accel import DEVICE, find_accel, host_tsc_khz
+from uklimg.runner.hypervisors import HYPERVISORS
 from uklimg.runner.launch import check, launch
-from uklimg.runner.machine import Accel, Machine, MachineConfig, MachineType
-from uklimg.runner.network import parse_forward
+from uklimg.runner.machine import Accel, Feature, Machine, MachineConfig, MachineType
+from uklimg.runner.network import parse_forward, parse_tap
 from uklimg.runner.qemu import Qemu
-from uklimg.runner.request import RunOptions, configure, parse_bind
+from uklimg.runner.request import RunOptions, configure
 from uklimg.runner.stops import Stops
+from uklimg.runner.volumes import parse_bind, parse_mount
 from uklimg.running import client
 from uklimg.running.policy import parse_restart
 from uklimg.running.supervisor import Task
@@ -42,11 +45,21 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-p", "--publish", metavar="HOST:GUEST", action="append", default=[], help="forward a port")
     parser.add_argument("-m", "--memory", metavar="SIZE", default="", help="memory, as in 512M (the image's)")
     parser.add_argument("--cpus", type=int, metavar="N", default=0, help="processors (the image's)")
-    parser.add_argument("-v", "--volume", metavar="HOST:GUEST", action="append", default=[], help="mount a folder")
+    parser.add_argument(
+        "-v", "--volume", metavar="HOST:GUEST", action="append", default=[], help="mount a folder or a disk image"
+    )
+    parser.add_argument(
+        "--mount", metavar="type=…,source=…,target=…", action="append", default=[], help="the same, said at length"
+    )
     parser.add_argument("-e", "--env", metavar="NAME=VALUE", action="append", default=[], help="set a variable")
     parser.add_argument("--boot", choices=(VMLINUX, BZIMAGE), default=VMLINUX, help="which kernel file (vmlinux)")
     add_machine(parser)
     parser.add_argument("--no-network", action="store_true", help="give the guest no network device")
+    parser.add_argument("--tap", metavar="DEVICE", default="", help="connect it to a tap device that is there")
+    parser.add_argument("--ip", metavar="ADDRESS/PREFIX", default="", help="its address there (by DHCP)")
+    parser.add_argument(
+        "--hypervisor", choices=tuple(HYPERVISORS), default=Qemu().name, help=f"what runs it ({Qemu().name})"
+    )
     parser.add_argument("--cmdline", metavar="TEXT", default="", help="further kernel parameters")
     parser.add_argument(
         "--stop-timeout",
@@ -86,7 +99,7 @@ def add_machine(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, host: Host) -> int:
     wanted = run_options(args, host)
-    qemu, env = Qemu(), host.env
+    hypervisor, env = HYPERVISORS[args.hypervisor](), host.env
     check = trust.check_of(args, host)
     with console("auto", host.stderr) as sink:
         store = host.store(sink)
@@ -95,13 +108,15 @@ def run(args: argparse.Namespace, host: Host) -> int:
         image = options.read_image(store, root)
         vmlinux, initrd = boot_file(store, image, oci.VMLINUX), boot_file(store, image, oci.INITRAMFS)
         kernel = vmlinux if args.boot == VMLINUX else boot_file(store, image, oci.BZIMAGE)
-        accel = accel_of(args.accel, host, vmlinux, sink)
+        accel = accel_of(args.accel, host, vmlinux, sink) if hypervisor.name == Qemu().name else _kvm(args.accel)
+    if args.boot == BZIMAGE and Feature.BZIMAGE not in hypervisor.features:
+        raise UserError(f"{hypervisor.name} has no {Feature.BZIMAGE.value}", hint="leave out --boot")
     machine, guest = configure(image.run, kernel, initrd, replace(wanted, accel=accel))
     if args.detach:
-        return _detach(args, host, image, qemu, machine, guest)
+        return _detach(args, host, image, hypervisor, machine, guest)
     with Stops() as stops:
         stdin = sys.stdin.fileno() if args.interactive else None
-        return launch(qemu, machine, guest, env=env, show=writer(host), stops=stops, stdin=stdin).code
+        return launch(hypervisor, machine, guest, env=env, show=writer(host), stops=stops, stdin=stdin).code
 
 
 def _detach(
@@ -128,6 +143,12 @@ def run_options(args: argparse.Namespace, host: Host) -> RunOptions:
         raise UserError("--cpus and --stop-timeout want a number greater than 0")
     if args.detach and args.interactive:
         raise UserError("-d leaves no standard input to connect", hint="uklimg exec -i")
+    if args.tap and (args.publish or args.no_network):
+        raise UserError(
+            "--tap and -p or --no-network exclude one another", hint="the guest has an address of its own"
+        )
+    if args.ip and not args.tap:
+        raise UserError("--ip is the guest's address on a tap device", hint="--tap DEVICE")
     if args.name and not args.detach:
         raise UserError("--name is for guests that run by themselves", hint="add -d")
     if args.restart != "no" and not args.detach:
@@ -136,11 +157,15 @@ def run_options(args: argparse.Namespace, host: Host) -> RunOptions:
         arguments=tuple(args.arguments),
         env=dict(variable(text, host) for text in args.env),
         forwards=tuple(parse_forward(text) for text in args.publish),
-        binds=tuple(parse_bind(text, host.cwd) for text in args.volume),
+        binds=(
+            *(parse_bind(text, host.cwd) for text in args.volume),
+            *(parse_mount(text, host.cwd) for text in args.mount),
+        ),
         memory=_memory(args.memory) if args.memory else 0,
         cpus=args.cpus,
         type=MachineType(args.machine),
         no_network=args.no_network,
+        network=parse_tap(args.tap, args.ip) if args.tap else None,
         cmdline=args.cmdline,
         grace=args.stop_timeout,
         verbose=args.verbose,
@@ -155,6 +180,13 @@ def accel_of(wanted: str, host: Host, vmlinux: Path, sink: Console) -> Accel:
         return Accel(wanted)
     state = host.settings.state / ACCEL
     return find_accel(Qemu(), vmlinux, state=state, env=host.env, note=lambda text: sink(Note(text))).accel
+
+
+def _kvm(wanted: str) -> Accel:
+    """For hypervisors that have nothing else. What they do with --accel tcg they say themselves."""
+    if wanted == "auto" and not os.access(DEVICE, os.R_OK | os.W_OK):
+        raise ToolError(f"it needs KVM, and {DEVICE} cannot be opened", hint="--hypervisor qemu works without")
+    return Accel.KVM if wanted == "auto" else Accel(wanted)
 
 
 def cpuinfo() -> str:

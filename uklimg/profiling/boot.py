@@ -16,8 +16,9 @@ from uklimg.recipes.perf import PROGRAM as PERF
 from uklimg.runner.launch import launch
 from uklimg.runner.machine import DEFAULT_MEMORY, MIB, Accel
 from uklimg.runner.qemu import Qemu
-from uklimg.runner.request import Bind, RunOptions, configure
+from uklimg.runner.request import RunOptions, configure
 from uklimg.runner.stops import Stops
+from uklimg.runner.volumes import Bind
 
 # perf, its recording in memory, and the symbols that it reads.
 _MORE_MEMORY = 512 * MIB

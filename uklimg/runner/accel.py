@@ -26,7 +26,7 @@ from uklimg.runner.machine import MIB, Accel, Machine, MachineConfig
 MARKER = "uklimg-probe-reached-user-space"
 # Seconds that a boot under KVM may take; a working one needs less than two, also nested and on a loaded machine.
 LIMIT = 15.0
-_DEVICE = Path("/dev/kvm")
+DEVICE = Path("/dev/kvm")
 _LOAD = 0x400000
 
 
@@ -44,7 +44,7 @@ class HostFacts:
 
     kernel: str
     boot: str
-    device: Path = _DEVICE
+    device: Path = DEVICE
 
     @classmethod
     def read(cls) -> HostFacts:

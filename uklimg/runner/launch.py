@@ -1,7 +1,7 @@
 """Start a virtual machine, tell its PID 1 what to run, show its console, and come back with the program's status.
 
-Nothing stays behind: the hypervisor's process has no files of ours, dies with the calling thread (``uklimg.proc``),
-and its control port is one end of a socket pair.
+Nothing stays behind: the hypervisor dies with the calling thread (``uklimg.proc``), its control port is one end of a
+socket pair, and what files it needs are in a temporary folder.
 """
 
 from __future__ import annotations
@@ -9,17 +9,20 @@ from __future__ import annotations
 import contextlib
 import os
 import selectors
+import shutil
 import socket
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from uklimg import proc
+from uklimg import cpio, proc
 from uklimg.errors import ExitCode, ToolError
 from uklimg.guest.protocol import (
     OWN_FAILURE,
+    RUN_CONF,
     GuestConfig,
     Report,
     ReportKind,
@@ -28,16 +31,19 @@ from uklimg.guest.protocol import (
     encode,
     encode_stop,
 )
+from uklimg.runner.api import call
 from uklimg.runner.console import Console
-from uklimg.runner.machine import MIB, Machine, MachineConfig, UserNetwork
+from uklimg.runner.fit import check_fits, host_memory
+from uklimg.runner.machine import Call, Feature, Machine, MachineConfig, Sharing, UserNetwork
 from uklimg.runner.network import check_forwards
 from uklimg.runner.stops import Stops
+from uklimg.runner.virtiofs import find_virtiofsd, shared
 
 # Seconds: from the end of the program's grace, or from the final report, to the machine's end by force.
 _SLACK = 10.0
 _EXIT = 2.0
+_SHORT = 80
 _REPORT_MAX = 64 << 10
-_KERNEL_NEEDS = 48 * MIB
 _END_OF_FILE = b"\x04"  # Ctrl-D, which the guest's terminal understands
 
 
@@ -65,6 +71,7 @@ def launch(
     on_report: Callable[[Report], object] = lambda _: None,
     on_start: Callable[[int], object] = lambda _: None,
     channels: Sequence[socket.socket] = (),
+    scratch: Path | None = None,
 ) -> Outcome:
     """Run ``guest`` on ``config`` to its end. Call it from the thread that stays (a process dies with its thread).
 
@@ -75,28 +82,69 @@ def launch(
     program ran or twice; HOST when the hypervisor is missing.
 
     ``on_start`` hears the hypervisor's process id. ``channels`` are the hypervisor's ends of the ports for commands
-    (``uklimg.guest.commands``); they are closed here.
+    (``uklimg.guest.commands``); they are closed here. ``scratch``: a folder for files and sockets of one run, None
+    for one in /tmp; without virtiofs and with a port for PID 1 there are none.
     """
     message = encode(guest)
+    # A socket's address holds 107 bytes.
+    config = replace(config, folder=scratch if scratch and len(str(scratch)) < _SHORT else Path("/tmp"))
     check(machine, config, env)
     ours, theirs = socket.socketpair()
     console, their_console = socket.socketpair()
-    try:
+    with ExitStack() as outer:
+        outer.callback(ours.close)
+        outer.callback(console.close)
+        has_port = Feature.CONTROL in machine.features
+        if not has_port or any(volume.sharing is Sharing.VIRTIOFS for volume in config.volumes):
+            folder = Path(outer.enter_context(tempfile.TemporaryDirectory(prefix="uklimg-", dir=config.folder)))
+            volumes = outer.enter_context(shared(config.volumes, folder, env))
+            config = replace(config, folder=folder, volumes=volumes)
+        if not has_port:
+            config = replace(config, initrd=_with_guest(config.initrd, message, folder))
+            for name, data in machine.files(config).items():
+                (folder / name).write_bytes(data)
         with ExitStack() as stack:
-            fds = [stack.enter_context(end).fileno() for end in (theirs, their_console, *channels)]
-            for fd in fds:
-                os.set_inheritable(fd, True)
-            argv = machine.command(replace(config, control=fds[0], console=fds[1], commands=tuple(fds[2:])))
-            process = proc.spawn(argv, env=env, pass_fds=fds)
+            process = _spawn(machine, config, (theirs, their_console, *channels), env, stack)
         with process:
             on_start(process.pid)
             session = _Session(process, ours, console, show, stops, stdin, guest.grace, config.verbose, on_report)
-            session.send(message)
+            if has_port:
+                session.send(message)
+            else:
+                session.without_port(guest.programs[0].path, machine.stop(config))
             session.run()
             return session.outcome()
-    finally:
-        ours.close()
-        console.close()
+
+
+def _spawn(
+    machine: Machine, config: MachineConfig, ends: Sequence[socket.socket], env: Mapping[str, str], stack: ExitStack
+) -> proc.Process:
+    """The hypervisor with its ends of control port, console and ports for commands, which ``stack`` closes here."""
+    fds = [stack.enter_context(end).fileno() for end in ends]
+    if Feature.CONTROL not in machine.features:
+        # Its serial port is its standard input and output.
+        file = stack.enter_context(os.fdopen(os.dup(fds[1]), "r+b", buffering=0))
+        return proc.spawn(machine.command(config), env=env, stdin=file, stdout=file)
+    for fd in fds:
+        os.set_inheritable(fd, True)
+    argv = machine.command(replace(config, control=fds[0], console=fds[1], commands=tuple(fds[2:])))
+    return proc.spawn(argv, env=env, pass_fds=fds)
+
+
+def _with_guest(initrd: Path | None, message: bytes, folder: Path) -> Path:
+    """The initramfs with the guest's configuration in place of the image's own: the kernel unpacks archives that lie
+    one behind the other, the later ones over the earlier (Documentation/driver-api/early-userspace)."""
+    path = folder / "initrd"
+    name = RUN_CONF.lstrip("/")
+    entries = [cpio.directory(str(parent)) for parent in Path(name).parents if str(parent) != "."]
+    with path.open("wb") as file:
+        os.fchmod(file.fileno(), 0o600)  # variables of the guest may be secrets
+        if initrd is not None:
+            with initrd.open("rb") as own:
+                shutil.copyfileobj(own, file)
+            file.write(b"\0" * (-file.tell() % 4))
+        cpio.write([*entries, cpio.regular(name, message, 0o600)], file, mtime=0)
+    return path
 
 
 def check(machine: Machine, config: MachineConfig, env: Mapping[str, str]) -> None:
@@ -108,15 +156,9 @@ def check(machine: Machine, config: MachineConfig, env: Mapping[str, str]) -> No
     for volume in config.volumes:
         if not Path(volume.path).is_dir():
             raise ToolError(f"no folder {volume.path} for a volume", exit_code=ExitCode.RUN_FAILED)
-    if config.initrd is not None:
-        # Packed and unpacked initramfs are there at once, and the unpacked one may fill half of memory.
-        needed = _KERNEL_NEEDS + 2 * config.initrd.stat().st_size
-        if config.memory < needed:
-            raise ToolError(
-                f"the image does not fit into {config.memory // MIB} MiB of memory",
-                hint=f"give it at least {-(-needed // MIB)}M",
-                exit_code=ExitCode.RUN_FAILED,
-            )
+        if volume.sharing is Sharing.VIRTIOFS:
+            find_virtiofsd(env)
+    check_fits(config, host_memory())
     if isinstance(config.network, UserNetwork):
         check_forwards(config.network.forwards)
 
@@ -150,18 +192,27 @@ class _Session:
         self._incoming = b""
         self._reports: list[Report] = []
         self._began = False
+        self._stop_call: Call | None = None
+        self._has_port = True
         self._interrupted = False
         self._deadline: float | None = None
 
     def send(self, data: bytes) -> None:
         self._outgoing += data
 
+    def without_port(self, program: str, stop: Call | None) -> None:
+        """PID 1 has been told already, and only the console will say how it went. ``stop`` asks for the end."""
+        self._has_port = False
+        self._stop_call = stop
+        self._take(Report(ReportKind.BEGIN, name=program))
+
     def run(self) -> None:
         """Until the machine has ended and its console is drained, or a deadline has passed."""
         self._control.setblocking(False)
         with self._selector as selector:
             selector.register(self._reader, selectors.EVENT_READ, self._read_console)
-            selector.register(self._control, selectors.EVENT_READ, self._serve_control)
+            if self._has_port:
+                selector.register(self._control, selectors.EVENT_READ, self._serve_control)
             if self._stops is not None:
                 selector.register(self._stops, selectors.EVENT_READ, self._stop)
             while self._reader in selector.get_map() and not self._interrupted:
@@ -191,6 +242,8 @@ class _Session:
         shown = self._console.feed(data)
         if shown:
             self._show(shown)
+        if not self._has_port and self._deadline is None and self._console.final is not None:
+            self._deadline = time.monotonic() + _SLACK
 
     def _read_stdin(self, _events: int) -> None:
         assert self._stdin is not None
@@ -239,7 +292,11 @@ class _Session:
             self._interrupted = True
             return
         grace = self._grace if self._stops.grace is None else self._stops.grace
-        self.send(encode_stop(grace))
+        if self._has_port:
+            self.send(encode_stop(grace))
+        elif self._stop_call is not None:
+            with contextlib.suppress(ToolError):  # the deadline ends it then
+                call(self._stop_call)
         self._deadline = time.monotonic() + grace + _SLACK
 
     def outcome(self) -> Outcome:
@@ -247,7 +304,9 @@ class _Session:
         final = self._final()
         error = next((r.text for r in self._reports if r.kind is ReportKind.ERROR), None) or self._console.error
         if error is not None and (final is None or final.exit == OWN_FAILURE):
-            raise ToolError(f"the guest could not run the program: {error}", exit_code=ExitCode.RUN_FAILED)
+            lacking = error.startswith("cannot mount") and error.endswith("No such device")
+            hint = "KCONFIG adds a file system: FUSE_FS=y VIRTIO_FS=y is virtiofs" if lacking else ""
+            raise ToolError(f"the guest could not run the program: {error}", hint=hint, exit_code=ExitCode.RUN_FAILED)
         if final is not None and not self._interrupted:
             return Outcome(final, tuple(self._reports))
         if self._interrupted:

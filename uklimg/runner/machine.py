@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Protocol, TypeAlias
+
+from uklimg.digest import JSON
+from uklimg.errors import InternalError, UserError
 
 MIB = 1 << 20
 DEFAULT_MEMORY = 256 * MIB
@@ -58,13 +61,23 @@ class TapNetwork:
 Network: TypeAlias = "UserNetwork | TapNetwork | None"
 
 
+class Sharing(Enum):
+    """How a guest gets at a folder: served by the hypervisor, or by a virtiofsd of its own."""
+
+    NINE_P = "9p"
+    VIRTIOFS = "virtiofs"
+
+
 @dataclass(frozen=True)
 class Volume:
-    """A folder of this machine (absolute ``path``) that the guest mounts by ``tag`` over 9p."""
+    """A folder of this machine (absolute ``path``) that the guest mounts by ``tag``. ``socket``: where its virtiofsd
+    listens."""
 
     path: str
     tag: str
     read_only: bool = False
+    sharing: Sharing = Sharing.NINE_P
+    socket: str = ""
 
 
 @dataclass(frozen=True)
@@ -87,7 +100,7 @@ class MachineConfig:
     the debugger's stub listens (``tcp:127.0.0.1:1234``, ``unix:/path``), with ``paused`` the guest waits for it.
     ``icount`` makes time a function of instructions executed (2**icount nanoseconds each; TCG only). ``tsc_khz``:
     what the guest is told about its time stamp counter, 0 to let it measure. ``extra``: arguments of the hypervisor
-    as they are.
+    as they are. ``folder``: where the hypervisor's own files and sockets are, None when it has none.
     """
 
     kernel: Path
@@ -109,6 +122,7 @@ class MachineConfig:
     icount: int | None = None
     tsc_khz: int = 0
     extra: tuple[str, ...] = ()
+    folder: Path | None = None
 
 
 class Feature(Enum):
@@ -117,12 +131,22 @@ class Feature(Enum):
     CONTROL = "a port for the guest's PID 1"
     COMMANDS = "commands beside the program"
     EMULATION = "emulation"
-    USER_NETWORK = "user networking"
+    MACHINE_TYPES = "machine types"
+    USER_NETWORK = "network of its own"
     NINE_P = "folders over 9p"
     VIRTIOFS = "folders over virtiofs"
     QCOW2 = "qcow2 images"
     BZIMAGE = "a bzImage"
     DEBUGGING = "a debugger's stub"
+
+
+@dataclass(frozen=True)
+class Call:
+    """A request to a hypervisor's API: PUT ``path`` with ``body`` as JSON, over its Unix socket."""
+
+    socket: Path
+    path: str
+    body: JSON = None
 
 
 class Machine(Protocol):
@@ -138,6 +162,46 @@ class Machine(Protocol):
         """The argument list that starts ``config``. UserError for what this hypervisor cannot do."""
         ...
 
+    def files(self, config: MachineConfig) -> Mapping[str, bytes]:
+        """What must lie in ``config.folder`` before that, by name."""
+        ...
+
+    def stop(self, config: MachineConfig) -> Call | None:
+        """How the guest is told to end where there is no port for PID 1."""
+        ...
+
     def version(self, env: Mapping[str, str]) -> str:
         """One line; ToolError HOST when it is not installed."""
         ...
+
+
+# What a configuration asks for, the feature that it takes, and what to do where there is none.
+_WANTED: tuple[tuple[Feature, Callable[[MachineConfig], bool], str], ...] = (
+    (Feature.EMULATION, lambda c: c.accel is Accel.TCG, "it needs KVM; --hypervisor qemu works without"),
+    (Feature.MACHINE_TYPES, lambda c: c.type is not MachineType.Q35, "leave out --machine"),
+    (Feature.USER_NETWORK, lambda c: isinstance(c.network, UserNetwork), "--tap NAME, or --no-network"),
+    (
+        Feature.NINE_P,
+        lambda c: any(v.sharing is Sharing.NINE_P for v in c.volumes),
+        "a disk image: -v disk.img:/data",
+    ),
+    (Feature.VIRTIOFS, lambda c: any(v.sharing is Sharing.VIRTIOFS for v in c.volumes), "a disk image"),
+    (Feature.QCOW2, lambda c: any(disk.format != "raw" for disk in c.disks), "qemu-img convert -O raw"),
+    (Feature.DEBUGGING, lambda c: bool(c.gdb or c.paused or c.icount is not None), "--hypervisor qemu"),
+    (Feature.EMULATION, lambda c: bool(c.extra), "its arguments are QEMU's"),
+)
+
+
+def refuse(machine: Machine, config: MachineConfig) -> None:
+    """UserError for the first thing in ``config`` that ``machine`` cannot do."""
+    for feature, asked, hint in _WANTED:
+        if feature not in machine.features and asked(config):
+            if feature is Feature.NINE_P and Feature.VIRTIOFS in machine.features:
+                hint = "virtiofs: -v HOST:GUEST:virtiofs"
+            raise UserError(f"{machine.name} has no {feature.value}", hint=hint)
+
+
+def folder_of(config: MachineConfig) -> Path:
+    if config.folder is None:
+        raise InternalError("a hypervisor without a folder for its files")
+    return config.folder

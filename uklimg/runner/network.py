@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import ipaddress
 import socket
 from collections.abc import Iterable, Iterator, Mapping
@@ -30,6 +31,26 @@ def parse_forward(text: str) -> PortForward:
     except ValueError:
         raise UserError(f"{address[0]!r} in {text!r} is not an IPv4 address") from None
     return PortForward(forward.host, forward.guest, forward.protocol, address[0])
+
+
+def parse_tap(interface: str, address: str) -> TapNetwork:
+    """``--tap`` and ``--ip``: a tap device that is there, and the guest's ``ADDRESS/PREFIX[,GATEWAY]``, "" for DHCP.
+    UserError for anything else."""
+    if not interface or len(interface) > 15 or "/" in interface or any(char.isspace() for char in interface):
+        raise UserError(f"{interface!r} cannot be a network device", hint="ip tuntap add NAME mode tap")
+    # One that stays, and that other guests on the same bridge do not have.
+    last = hashlib.sha256(interface.encode()).digest()
+    mac = "52:54:00:" + ":".join(f"{byte:02x}" for byte in last[:3])
+    if not address:
+        return TapNetwork(interface, mac=mac)
+    own, _, gateway = address.partition(",")
+    try:
+        guest = ipaddress.IPv4Interface(own)
+        router = str(ipaddress.IPv4Address(gateway)) if gateway else ""
+    except ValueError:
+        hint = "ADDRESS/PREFIX[,GATEWAY], as in 10.0.0.2/24,10.0.0.1"
+        raise UserError(f"{address!r} is not an address of a guest", hint=hint) from None
+    return TapNetwork(interface, address=f"{guest.ip}::{router}:{guest.netmask}::eth0:off", mac=mac)
 
 
 def _port(text: str, whole: str) -> int:

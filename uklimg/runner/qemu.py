@@ -11,7 +11,18 @@ from uklimg import proc
 from uklimg.errors import UserError
 from uklimg.guest.commands import port_name
 from uklimg.guest.protocol import PORT
-from uklimg.runner.machine import Accel, Disk, Feature, MachineConfig, MachineType, TapNetwork, UserNetwork, Volume
+from uklimg.runner.machine import (
+    Accel,
+    Call,
+    Disk,
+    Feature,
+    MachineConfig,
+    MachineType,
+    Sharing,
+    TapNetwork,
+    UserNetwork,
+    Volume,
+)
 
 PROGRAM = "qemu-system-x86_64"
 _KIB = 1024
@@ -34,6 +45,12 @@ class Qemu:
     def command(self, config: MachineConfig) -> list[str]:
         return qemu_cmd(config, self._program)
 
+    def files(self, _config: MachineConfig) -> Mapping[str, bytes]:
+        return {}
+
+    def stop(self, _config: MachineConfig) -> Call | None:
+        return None
+
     def version(self, env: Mapping[str, str]) -> str:
         return proc.run([self._program, "--version"], env=env).text.partition("\n")[0]
 
@@ -44,7 +61,7 @@ def qemu_cmd(config: MachineConfig, program: str = PROGRAM) -> list[str]:
         raise UserError("instruction counting needs emulation", hint="--accel tcg")
     argv = [program, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
     argv += ["-machine", _machine(config), "-accel", config.accel.value, "-cpu", _cpu(config)]
-    argv += ["-smp", str(config.cpus), "-m", f"{config.memory // _KIB}k"]
+    argv += ["-smp", str(config.cpus), "-m", f"{config.memory // _KIB}k", *_memory(config)]
     argv += ["-kernel", str(config.kernel)]
     if config.initrd is not None:
         argv += ["-initrd", str(config.initrd)]
@@ -85,9 +102,19 @@ def kernel_cmdline(config: MachineConfig) -> str:
 
 
 def _machine(config: MachineConfig) -> str:
-    if config.type is MachineType.MICROVM:
-        return "microvm,rtc=on"
-    return "q35"
+    shared = ",memory-backend=memory" if _is_shared(config) else ""
+    return f"{'microvm,rtc=on' if config.type is MachineType.MICROVM else 'q35'}{shared}"
+
+
+def _is_shared(config: MachineConfig) -> bool:
+    """Whether another process, a virtiofsd, reads and writes the guest's memory."""
+    return any(volume.sharing is Sharing.VIRTIOFS for volume in config.volumes)
+
+
+def _memory(config: MachineConfig) -> list[str]:
+    if not _is_shared(config):
+        return []
+    return ["-object", f"memory-backend-memfd,id=memory,size={config.memory // _KIB}k,share=on"]
 
 
 def _cpu(config: MachineConfig) -> str:
@@ -138,8 +165,13 @@ def _network(config: MachineConfig) -> Iterator[str]:
 
 def _volumes(config: MachineConfig) -> Iterator[str]:
     for number, volume in enumerate(config.volumes):
-        yield from ("-fsdev", _fsdev(f"fs{number}", volume))
-        yield from ("-device", _device(config, "virtio-9p", f"fsdev=fs{number}", f"mount_tag={_escape(volume.tag)}"))
+        tag = _escape(volume.tag)
+        if volume.sharing is Sharing.VIRTIOFS:
+            yield from ("-chardev", f"socket,id=fs{number},path={_escape(volume.socket)}")
+            yield from ("-device", _device(config, "vhost-user-fs", f"chardev=fs{number}", f"tag={tag}"))
+        else:
+            yield from ("-fsdev", _fsdev(f"fs{number}", volume))
+            yield from ("-device", _device(config, "virtio-9p", f"fsdev=fs{number}", f"mount_tag={tag}"))
 
 
 def _fsdev(name: str, volume: Volume) -> str:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import posixpath
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from uklimg.errors import UserError
 from uklimg.guest.config import DEFAULT_GRACE, guest_config
-from uklimg.guest.protocol import GuestConfig, Mount
+from uklimg.guest.protocol import GuestConfig
 from uklimg.oci import RunConfig
 from uklimg.runner.machine import (
     DEFAULT_MEMORY,
@@ -19,32 +18,8 @@ from uklimg.runner.machine import (
     Network,
     PortForward,
     UserNetwork,
-    Volume,
 )
-
-# msize: fewer and larger messages; cache=mmap: shared writable mappings work.
-_9P = "trans=virtio,version=9p2000.L,msize=512000,cache=mmap"
-
-
-@dataclass(frozen=True)
-class Bind:
-    """``-v``: a folder of this machine, absolute, at ``target`` in the guest."""
-
-    path: str
-    target: str
-    read_only: bool = False
-
-
-def parse_bind(text: str, base: Path) -> Bind:
-    """``HOST:GUEST[:ro|rw]``; a relative HOST is below ``base``. UserError for anything else."""
-    host, colon, rest = text.partition(":")
-    target, _, mode = rest.partition(":")
-    if not host or not colon or not target.startswith("/") or mode not in ("", "ro", "rw"):
-        raise UserError(f"{text!r} is not a volume", hint="HOST:GUEST[:ro], GUEST absolute, as in -v ./data:/data")
-    path = posixpath.normpath(target)
-    if path == "/":
-        raise UserError("a volume cannot be mounted on /")
-    return Bind(str((base / Path(host).expanduser()).resolve()), path, mode == "ro")
+from uklimg.runner.volumes import Bind, check_binds, place
 
 
 @dataclass(frozen=True)
@@ -76,6 +51,7 @@ class RunOptions:
 def configure(run: RunConfig, kernel: Path, initrd: Path, options: RunOptions) -> tuple[MachineConfig, GuestConfig]:
     """The machine and the guest for the image ``run`` of ``kernel`` (vmlinux or bzImage) and ``initrd``."""
     check_binds(options.binds)
+    placed = place(options.binds)
     machine = MachineConfig(
         kernel=kernel,
         initrd=initrd,
@@ -85,7 +61,8 @@ def configure(run: RunConfig, kernel: Path, initrd: Path, options: RunOptions) -
         accel=options.accel,
         type=options.type,
         network=_network(options),
-        volumes=tuple(Volume(b.path, f"uklimg{n}", b.read_only) for n, b in enumerate(options.binds)),
+        volumes=placed.volumes,
+        disks=placed.disks,
         verbose=options.verbose,
         gdb=options.gdb,
         paused=options.paused,
@@ -94,27 +71,15 @@ def configure(run: RunConfig, kernel: Path, initrd: Path, options: RunOptions) -
         tsc_khz=_tsc_khz(options),
         extra=options.extra,
     )
-    mounts = [Mount(b.target, f"uklimg{n}", options=_9P, read_only=b.read_only) for n, b in enumerate(options.binds)]
     guest = guest_config(
         run,
         arguments=options.arguments,
         env=options.env,
-        mounts=mounts,
+        mounts=placed.mounts,
         grace=options.grace,
         raw_console=True,
     )
     return machine, guest
-
-
-def check_binds(binds: Sequence[Bind]) -> None:
-    """UserError for a folder that is not there or a target named twice."""
-    targets: set[str] = set()
-    for bind in binds:
-        if not Path(bind.path).is_dir():
-            raise UserError(f"no folder {bind.path} for the volume {bind.target}", hint=f"mkdir -p {bind.path}")
-        if bind.target in targets:
-            raise UserError(f"two volumes for {bind.target}")
-        targets.add(bind.target)
 
 
 def _join_cmdline(image: str, user: str) -> str:

@@ -132,12 +132,13 @@ class Supervisor:
                     on_report=lambda report: self._report(report, ports, over),
                     on_start=lambda pid: self.keep(machine=Identity.of(pid)),
                     channels=ports.theirs,
+                    scratch=self._path,
                 )
             return outcome.code, "", True
         except UklimgError as error:
             if error.exit_code == ExitCode.INTERRUPTED:
                 self._stopping.set()
-            return int(error.exit_code), error.message, bool(self._begun) or self._record.restarts > 0
+            return int(error.exit_code), error.line(), bool(self._begun) or self._record.restarts > 0
         finally:
             self._ports = None
             over.set()
