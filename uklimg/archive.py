@@ -7,21 +7,24 @@ a tag before all of its image is there and was hashed.
 from __future__ import annotations
 
 import re
+import shutil
 import tarfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import BytesIO
 from typing import IO
 
-from uklimg import blueprints, oci
+from uklimg import blueprints, oci, tarread
 from uklimg.blueprint import ARTIFACT, entry
 from uklimg.digest import CHUNK, Digest
-from uklimg.errors import CorruptError, UserError
+from uklimg.errors import CorruptError, ToolError, UserError
 from uklimg.ref import Reference
 from uklimg.store import Store
 from uklimg.store.layout import LAYOUT
+from uklimg.store.trees import check_name
 
-_BLOB = re.compile(r"(?:\./)?blobs/sha256/([0-9a-f]{64})")
+_BLOB = re.compile(r"blobs/sha256/([0-9a-f]{64})")
+MAX_MEMBERS = 100_000
 
 
 @dataclass(frozen=True)
@@ -68,43 +71,83 @@ def _add(archive: tarfile.TarFile, name: str, size: int, content: IO[bytes]) -> 
 
 def load(store: Store, source: IO[bytes]) -> Sequence[Loaded]:
     """Bring the images of an archive into the store and name them as they are named there. The caller holds a
-    session. UserError when it is no such archive, CorruptError when something of an image is missing or damaged."""
-    index: bytes | None = None
-    foreign = False
+    session. UserError when it is no such archive, CorruptError when something of it is missing, damaged or out of
+    place; no name is given then."""
+    found = _Contents()
     try:
-        with tarfile.open(fileobj=source, mode="r|*", bufsize=CHUNK) as archive:
-            for info in archive:
-                blob = _BLOB.fullmatch(info.name)
-                if info.isreg() and blob:
-                    _keep(store, archive, info, Digest(blob[1]))
-                elif info.isreg() and info.name.removeprefix("./") == "index.json":
-                    index = _content(archive, info)
-                foreign = foreign or info.name == "manifest.json"
+        with tarread.opened(source, "r|*") as archive:
+            for info in tarread.members(archive, MAX_MEMBERS):
+                found.take(store, archive, info)
     except (tarfile.TarError, EOFError) as error:
-        raise UserError(f"this is no archive of images: {error}", hint="`uklimg save` writes one") from error
-    if index is None:
+        if not found.names:
+            raise UserError(f"this is no archive of images: {error}", hint="`uklimg save` writes one") from error
+        raise CorruptError(f"the archive of images is damaged: {error}") from error
+    if found.index is None:
+        foreign = "manifest.json" in found.names
         hint = "it is docker-archive; `skopeo copy` turns it into oci-archive" if foreign else "it has no index.json"
         raise UserError("this is no OCI archive", hint=hint)
-    return _name(store, oci.parse_index(index, "index.json of the archive"))
+    index = oci.parse_index(found.index, "index.json of the archive")
+    try:
+        return _name(store, index)
+    except CorruptError as error:  # without the store's hint: no build would help
+        raise CorruptError(f"the archive is not whole: {error.message}") from error
 
 
-def _content(archive: tarfile.TarFile, info: tarfile.TarInfo) -> bytes:
+@dataclass
+class _Contents:
+    """What was seen of an archive; its blobs are in the store."""
+
+    names: set[str] = field(default_factory=set)
+    index: bytes | None = None
+
+    def take(self, store: Store, archive: tarfile.TarFile, info: tarfile.TarInfo) -> None:
+        """The next member. CorruptError for what does not belong in an archive; other files are passed over, since
+        Docker's archives are OCI's with a few more."""
+        name = check_name(info.name, CorruptError)
+        if not info.isreg() and not info.isdir():
+            raise CorruptError(f"the archive has {name[:200]!r}, which is no file or folder")
+        if info.isdir():
+            return
+        if name in self.names:
+            raise CorruptError(f"the archive has {name[:200]!r} twice")
+        self.names.add(name)
+        if blob := _BLOB.fullmatch(name):
+            _keep(store, archive, info, Digest(blob[1]))
+        elif name in ("index.json", "oci-layout"):
+            content = _content(archive, info, name)
+            if name == "index.json":
+                self.index = content
+            elif oci.parse_json(content, "oci-layout of the archive").get("imageLayoutVersion") != "1.0.0":
+                raise CorruptError("the archive's oci-layout has another version than 1.0.0")
+
+
+def _content(archive: tarfile.TarFile, info: tarfile.TarInfo, name: str) -> bytes:
     if info.size > oci.MAX_MANIFEST:
-        raise CorruptError(f"index.json of the archive has {info.size} bytes")
+        raise CorruptError(f"{name} of the archive has {info.size} bytes, more than {oci.MAX_MANIFEST}")
     file = archive.extractfile(info)
     assert file is not None
     return file.read()
 
 
 def _keep(store: Store, archive: tarfile.TarFile, info: tarfile.TarInfo, digest: Digest) -> None:
-    if store.has(digest, info.size):
-        return
+    if store.keep_blob(digest, info.size):
+        try:
+            store.verified_path(digest)
+            return
+        except CorruptError:
+            pass  # it was moved aside, and here is a good one
+    free = shutil.disk_usage(store.root).free
+    if info.size > free:
+        raise ToolError(f"blob {digest} of the archive has {info.size} bytes, and the store has room for {free}")
     content = archive.extractfile(info)
     assert content is not None
     with store.writer() as writer:
         while chunk := content.read(CHUNK):
             writer.write(chunk)
-        writer.commit(digest)
+        try:
+            writer.commit(digest)
+        except CorruptError as error:
+            raise CorruptError(f"a blob of the archive is damaged: {error.message}") from error
 
 
 def _name(store: Store, index: oci.Index) -> list[Loaded]:
@@ -112,6 +155,7 @@ def _name(store: Store, index: oci.Index) -> list[Loaded]:
     if not images:
         raise UserError("the archive has no image")
     loaded: list[Loaded] = []
+    blobs: dict[Digest, oci.Descriptor] = {}
     for found in images:
         if found.media_type not in oci.INDEXES | oci.MANIFESTS:
             raise CorruptError(f"the archive lists a {found.media_type!r} as an image")
@@ -121,8 +165,13 @@ def _name(store: Store, index: oci.Index) -> list[Loaded]:
             if ref.digest is not None:
                 raise CorruptError(f"the archive names an image {name[:200]!r}")
             name = str(ref)
-        store.verify(found)
+            if any(name == other.name for other in loaded):
+                raise CorruptError(f"the archive has two images of the name {name}")
+        # Hashed once each, however many images share them.
+        blobs |= {blob.digest: blob for blob in store.closure(found)}
         loaded.append(Loaded(name, found.bare()))
+    for blob in blobs.values():
+        store.verify_blob(blob)
     about = {found.root.digest for found in loaded}
     for found in index.manifests:
         if found.artifact_type == ARTIFACT:

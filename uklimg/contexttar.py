@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, Protocol
 
-from uklimg import context
+from uklimg import context, tarread
 from uklimg.digest import CHUNK
 from uklimg.errors import CorruptError, ToolError
 from uklimg.graph import ContextTree
@@ -97,8 +97,8 @@ def unpack(source: IO[bytes], folder: Path) -> None:
     links: dict[str, str] = {}
     folders, names = {""}, {""}
     try:
-        with tarfile.open(fileobj=source, mode="r|", encoding="utf-8", bufsize=CHUNK) as archive:
-            for info in archive:
+        with tarread.opened(source, "r|") as archive:
+            for info in tarread.members(archive):
                 name = info.name
                 if name in names or not _is_plain(name) or posixpath.dirname(name) not in folders:
                     raise CorruptError(f"the image's context has {name[:200]!r} twice or out of place")

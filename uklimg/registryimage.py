@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, cast
 
-from uklimg import oci
+from uklimg import oci, tarread
 from uklimg.copyfiles import pattern
 from uklimg.digest import CHUNK, Digest
 from uklimg.errors import CorruptError, ExitCode, ToolError
@@ -28,6 +28,8 @@ from uklimg.store.trees import check_name
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 _WHITEOUT, _OPAQUE = ".wh.", ".wh..wh..opq"
 _MAX_LINKS = 40
+MAX_LAYER = 64 << 30
+"""Bytes of a layer, unpacked: a few megabytes of zeros, packed, would else fill any disk."""
 
 
 # --- layers
@@ -43,7 +45,11 @@ def unpack_layers(config: Path, layers: Sequence[Path], out: Path) -> None:
         hasher = hashlib.sha256()
         try:
             with _opened(layer) as packed, (out / f"{number:03}.tar").open("xb") as plain:
+                size = 0
                 while chunk := packed.read(CHUNK):
+                    size += len(chunk)
+                    if size > MAX_LAYER:
+                        raise CorruptError(f"layer {number} of the image unpacks to more than {MAX_LAYER} bytes")
                     hasher.update(chunk)
                     plain.write(chunk)
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
@@ -93,7 +99,7 @@ class Merged:
             self._lay(number)
 
     def _lay(self, number: int) -> None:
-        members = [(check_name(info.name, CorruptError), info) for info in self._archives[number]]
+        members = [(check_name(info.name, CorruptError), info) for info in tarread.members(self._archives[number])]
         for name, _ in members:  # whiteouts are about the layers below, wherever in the archive they stand
             folder, _, last = name.rpartition("/")
             if last == _OPAQUE:
@@ -224,10 +230,7 @@ def pick(layers: Sequence[Path], sources: Sequence[str], into: str, out: Path) -
     ``into`` and under the paths they have, links on the way included; owned by root, dated as everything."""
     with ExitStack() as stack:
         try:
-            archives = [
-                stack.enter_context(tarfile.open(path, "r:", encoding="utf-8", errors="surrogateescape"))
-                for path in layers
-            ]
+            archives = [stack.enter_context(tarread.opened(path)) for path in layers]
             merged = Merged(archives)
             names = _picked(merged, sources)
             _write(merged, names, into, out)

@@ -9,6 +9,7 @@ import tarfile
 from pathlib import Path
 from typing import IO
 
+from uklimg import tarread
 from uklimg.errors import CorruptError
 from uklimg.store.trees import check_name
 
@@ -23,8 +24,8 @@ def unpack_below(layer: IO[bytes], below: str, folder: Path) -> None:
     folders = {""}
     modes: list[tuple[Path, int]] = []
     try:
-        with tarfile.open(fileobj=layer, mode="r:", encoding="utf-8", errors="surrogateescape") as archive:
-            for info in archive:
+        with tarread.opened(layer) as archive:
+            for info in tarread.members(archive):
                 name = check_name(info.name, CorruptError)
                 if not name.startswith(prefix):
                     continue

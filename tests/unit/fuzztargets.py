@@ -7,19 +7,25 @@ come back.
 
 from __future__ import annotations
 
+import gzip
+import io
 import re
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
+from hostiletars import END, ODD, member
 from hypothesis import strategies as st
 
+from uklimg import archive, oci
 from uklimg.advice.objects import ARCHIVE, scan_object
 from uklimg.advice.sources import scan_source
 from uklimg.cli.secrets import parse_secrets
 from uklimg.definitions import parse_base, parse_source
 from uklimg.digest import Digest
-from uklimg.errors import UserError, UserErrors
+from uklimg.errors import ExitCode, ToolError, UserError, UserErrors
 from uklimg.guest.protocol import decode_report, error_of_console, final_of_console
 from uklimg.lock import (
     ComponentKind,
@@ -34,9 +40,11 @@ from uklimg.lock import (
     format_lock,
     parse_lock,
 )
+from uklimg.oci.layer import of_bytes
 from uklimg.patchset import parse_patch
 from uklimg.ref import Reference
 from uklimg.spec import Run, SeriesInfo, Spec, read_spec, values
+from uklimg.store import Store
 from uklimg.uklfile.directives import RULES
 from uklimg.uklfile.ignore import PatternError, compile_component, parse_rules
 from uklimg.uklfile.substitute import MAX_LENGTH, Style, SubstitutionError, expand
@@ -388,7 +396,61 @@ def sources() -> st.SearchStrategy[object]:
     return st.one_of(st.lists(piece, max_size=30).map("".join), st.text(max_size=60))
 
 
+# --- Archives of images
+
+
+def _archive() -> bytes:
+    """An image of one layer, as `save` writes it."""
+    layer = of_bytes("/file", b"content" * 100)
+    config = oci.ImageConfig(oci.Platform("linux", "amd64"), (Digest.of(layer),)).encode()
+    parts = oci.Descriptor.of(oci.CONFIG, config), (oci.Descriptor.of(oci.LAYER, layer),)
+    manifest = oci.Manifest(*parts).encode()
+    entry = oci.Descriptor.of(oci.MANIFEST, manifest).annotated({oci.REF_NAME: "fuzz:1"})
+    blobs = {f"blobs/sha256/{Digest.of(data).hex}": data for data in (layer, config, manifest)}
+    index = {"oci-layout": b'{"imageLayoutVersion":"1.0.0"}', "index.json": oci.Index((entry,)).encode()}
+    return b"".join(member(name, data) for name, data in {**index, **blobs}.items()) + END
+
+
+IMAGES = _archive()
+
+
+def check_archive(value: object) -> None:
+    assert isinstance(value, tuple)
+    changes, odd, at, cut, packed = value
+    data = bytearray(IMAGES)
+    for place, byte in changes:
+        data[place % len(data)] = byte
+    at = at % (len(data) // 512) * 512
+    if odd is not None:
+        data[at:at] = ODD[odd]("blobs/sha256/" + "0" * 64, b"x" * 512)
+    whole = bytes(data[: len(data) - cut])
+    with tempfile.TemporaryDirectory(prefix="uklimg-fuzz-") as folder, mock.patch("os.fsync"):
+        store = Store(Path(folder) / "store")
+        try:
+            found = archive.load(store, io.BytesIO(gzip.compress(whole) if packed else whole))
+        except (UserError, ToolError) as error:
+            assert error.exit_code != ExitCode.BUG
+            assert error.line().isprintable(), error.line()
+            assert store.tags() == {}
+        else:
+            for image in found:
+                store.verify(image.root)
+        assert not list(store.tmp.iterdir())
+        assert [path.name for path in Path(folder).iterdir()] == ["store"]
+
+
+def archives() -> st.SearchStrategy[object]:
+    interesting = st.one_of(st.sampled_from(list(b"\0012345678xgLKSV/.\xff\x80 ")), st.integers(0, 255))
+    # A change in a header alone would only break its sum: some are the sum itself.
+    header = st.tuples(st.integers(0, len(IMAGES) // 512), st.integers(0, 511)).map(lambda two: two[0] * 512 + two[1])
+    change = st.tuples(st.one_of(header, st.integers(0, len(IMAGES))), interesting)
+    odd = st.one_of(st.none(), st.sampled_from(sorted(ODD)))
+    cut = st.one_of(st.just(0), st.integers(0, len(IMAGES)))
+    return st.tuples(st.lists(change, max_size=8), odd, st.integers(0, 1 << 16), cut, st.booleans())
+
+
 TARGETS = (
+    Target("archive", archives(), check_archive),
     Target("uklfile", uklfiles(), check_uklfile),
     Target("expand", expansions(), check_expand),
     Target("ignore", ignores(), check_ignore),

@@ -57,6 +57,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "copyfiles",
         "room",
         "workers",
+        "tarread",
     ),
     3: (
         "fetch",

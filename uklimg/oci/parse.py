@@ -55,6 +55,7 @@ def parse_manifest(data: bytes, what: str = "manifest") -> Manifest:
     """An OCI or Docker (schema 2) image manifest."""
     top = parse_json(data, what)
     media_type = _media_type(top, what, MANIFESTS)
+    _only(top, what, "manifests")
     return Manifest(
         config=_descriptor(top.get("config"), f"{what}.config"),
         layers=_list(top, "layers", what, _descriptor, MAX_LAYERS),
@@ -69,6 +70,7 @@ def parse_index(data: bytes, what: str = "index") -> Index:
     """An OCI index or Docker manifest list."""
     top = parse_json(data, what)
     media_type = _media_type(top, what, INDEXES)
+    _only(top, what, "layers")
     return Index(
         manifests=_list(top, "manifests", what, _descriptor, MAX_MANIFESTS),
         annotations=_strings(top, "annotations", what),
@@ -83,7 +85,6 @@ def parse_index_or_manifest(data: bytes, what: str = "manifest") -> Index | Mani
     top = parse_json(data, what)
     is_index = "manifests" in top
     if is_index == ("layers" in top):
-        # Both at once is CVE-2021-41190: two readers take the same bytes for different things.
         raise CorruptError(f"{what} is neither an index nor an image manifest")
     return parse_index(data, what) if is_index else parse_manifest(data, what)
 
@@ -142,6 +143,12 @@ def _media_type(top: _Object, what: str, allowed: frozenset[str]) -> str:
     if media_type not in allowed:
         raise CorruptError(f"{what} has the media type {media_type[:100]!r}")
     return media_type
+
+
+def _only(top: _Object, what: str, other: str) -> None:
+    """Index and manifest at once is CVE-2021-41190: two readers take the same bytes for different things."""
+    if other in top:
+        raise CorruptError(f"{what} has {other!r}: it is neither an index nor an image manifest")
 
 
 def _object(value: object, where: str) -> _Object:

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from uklimg import oci
+from uklimg import oci, tarread
 from uklimg.digest import Digest
 from uklimg.errors import CorruptError, InternalError, UklimgError
 from uklimg.events import Note, Sink, TransferFinished, TransferProgress, TransferStarted
@@ -191,9 +191,9 @@ class Importer:
             try:
                 with (
                     self._store.open_blob(layer.digest) as file,
-                    tarfile.open(fileobj=file, mode="r:", encoding="utf-8", errors="surrogateescape") as archive,
+                    tarread.opened(file) as archive,
                 ):
-                    for info in archive:
+                    for info in tarread.members(archive):
                         check_name(info.name, CorruptError)
             except tarfile.TarError as error:
                 raise CorruptError(f"layer {layer.digest} is no tar archive: {error}") from None

@@ -214,8 +214,14 @@ class Layout:
         """The closure of ``root``, with every byte of it hashed; CorruptError when anything is missing or differs."""
         found = self.closure(root)
         for blob in found:
-            self.verified_path(blob.digest)
+            self.verify_blob(blob)
         return found
+
+    def verify_blob(self, blob: oci.Descriptor) -> None:
+        """CorruptError when the blob is missing, or differs from its descriptor in digest or size."""
+        size = self.verified_path(blob.digest).stat().st_size
+        if size != blob.size:
+            raise CorruptError(f"blob {blob.digest} has {size} bytes, and its descriptor says {blob.size}")
 
     # index.json
 

@@ -18,6 +18,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, Protocol, cast
 
+from uklimg import tarread
 from uklimg.digest import Digest
 from uklimg.errors import CorruptError, ExitCode, ToolError, UklimgError
 from uklimg.oci import EPOCH
@@ -167,10 +168,8 @@ def unpack(source: IO[bytes], folder: Path) -> None:
     folders: list[tuple[Path, tarfile.TarInfo]] = []
     names, within = {""}, {""}
     try:
-        with tarfile.open(
-            fileobj=source, mode="r|", encoding="utf-8", errors="surrogateescape", bufsize=1 << 20
-        ) as archive:
-            for info in archive:
+        with tarread.opened(source, "r|") as archive:
+            for info in tarread.members(archive):
                 name = check_name(info.name, CorruptError)
                 if name in names or posixpath.dirname(name) not in within:
                     raise CorruptError(f"{name!r} is twice, or outside its folder, in the archive")
@@ -237,10 +236,10 @@ def canonical_layer(source: Path, out: Writer, drop: Collection[str] = ()) -> No
     """
     try:
         with (
-            tarfile.open(source, mode="r:", encoding="utf-8", errors="surrogateescape") as archive,
+            tarread.opened(source) as archive,
             _open_tar(out) as result,
         ):
-            members = {check_name(info.name, CorruptError): info for info in archive}
+            members = {check_name(info.name, CorruptError): info for info in tarread.members(archive)}
             members.pop("", None)
             members.pop(_NEVER, None)
             for name in _dropped(members, drop):
