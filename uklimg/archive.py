@@ -1,4 +1,4 @@
-"""Images as one file: an OCI image layout in a tar, as skopeo's oci-archive and `podman load` read it.
+"""Images as one file: an OCI image layout in a tar, as skopeo's oci-archive and (of one image) `podman load` read it.
 
 Written the same for the same images. What is read is not trusted: a blob gets its name by its bytes, and nothing gets
 a tag before all of its image is there and was hashed.
@@ -9,13 +9,13 @@ from __future__ import annotations
 import re
 import shutil
 import tarfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
 from typing import IO
 
-from uklimg import blueprints, oci, tarread
-from uklimg.blueprint import ARTIFACT, entry
+from uklimg import attached, attachments, blueprints, oci, signing, tarread
+from uklimg.blueprint import ARTIFACT, SUBJECT, entry
 from uklimg.digest import CHUNK, Digest
 from uklimg.errors import CorruptError, ToolError, UserError
 from uklimg.ref import Reference
@@ -25,6 +25,9 @@ from uklimg.store.trees import check_name
 
 _BLOB = re.compile(r"blobs/sha256/([0-9a-f]{64})")
 MAX_MEMBERS = 100_000
+ATTACHED = "org.uklimg.attached"
+"""Annotation of an image's entry in an archive: the digest of an index of what is attached to it. Not entries beside
+it: `podman load` takes an archive only if its index.json has just one."""
 
 
 @dataclass(frozen=True)
@@ -36,31 +39,54 @@ class Loaded:
 
 
 def save(store: Store, images: Mapping[str, oci.Descriptor], out: IO[bytes]) -> int:
-    """Write the images, by name ("" and a digest for one without), with their blueprints; how many blobs they have.
+    """Write the images, by name (a digest for one without), with what is attached to them; how many blobs they have.
 
     CorruptError before anything is written when a blob is missing or damaged.
     """
     entries: list[oci.Descriptor] = []
     blobs: dict[Digest, oci.Descriptor] = {}
+    small: dict[Digest, bytes] = {}
     for name, root in images.items():
-        is_name = not name.startswith("sha256:")
-        entries.append(root.bare().annotated({oci.REF_NAME: name} if is_name else {}))
-        carried = blueprints.entry_of(store, root.digest)
-        parts = [root]
-        if carried is not None:
-            parts.append(carried)
-            bare = entry(carried, root.digest)
-            entries += [bare] if bare not in entries else []
-        blobs |= {blob.digest: blob for part in parts for blob in store.verify(part)}
+        notes = {} if name.startswith("sha256:") else {oci.REF_NAME: name}
+        artifacts = _attached(store, root.digest)
+        if artifacts:
+            beside = oci.Index(artifacts).encode()
+            notes[ATTACHED] = str(Digest.of(beside))
+            small[Digest.of(beside)] = beside
+        entries.append(root.bare().annotated(notes))
+        blobs |= {blob.digest: blob for part in (root, *artifacts) for blob in store.verify(part)}
     entries.sort(key=lambda found: (found.annotations.get(oci.REF_NAME, ""), found.digest))
     with tarfile.open(fileobj=out, mode="w|", format=tarfile.USTAR_FORMAT, bufsize=CHUNK) as archive:
         _add(archive, "oci-layout", len(LAYOUT), BytesIO(LAYOUT))
         index = oci.Index(tuple(entries)).encode()
         _add(archive, "index.json", len(index), BytesIO(index))
-        for digest in sorted(blobs):
+        for digest in sorted({*blobs, *small}):
+            name = f"blobs/sha256/{digest.hex}"
+            if digest in small:
+                _add(archive, name, len(small[digest]), BytesIO(small[digest]))
+                continue
             with store.open_blob(digest) as blob:
-                _add(archive, f"blobs/sha256/{digest.hex}", blobs[digest].size, blob)
+                _add(archive, name, blobs[digest].size, blob)
     return len(blobs)
+
+
+def _attached(store: Store, image: Digest) -> tuple[oci.Descriptor, ...]:
+    """Entries of what goes along with an image: all that is attached to it and there, but not its debug symbols,
+    which are larger than it."""
+    found = []
+    for one in store.index().manifests:
+        subject = one.annotations.get(SUBJECT) or one.annotations.get(attached.SUBJECT)
+        is_debug = one.artifact_type == attached.DEBUG.artifact_type
+        if one.artifact_type and not is_debug and subject == str(image) and attachments.is_there(store, one):
+            found.append(_entry(one, image))
+    return tuple(sorted(found, key=lambda one: (one.artifact_type, one.digest)))
+
+
+def _entry(one: oci.Descriptor, image: Digest) -> oci.Descriptor:
+    """The same wherever it was made: without the identity that only its own store knows."""
+    if one.artifact_type == ARTIFACT:
+        return entry(one, image)
+    return attached.entry(one, one.artifact_type, image)
 
 
 def _add(archive: tarfile.TarFile, name: str, size: int, content: IO[bytes]) -> None:
@@ -172,15 +198,45 @@ def _name(store: Store, index: oci.Index) -> list[Loaded]:
         loaded.append(Loaded(name, found.bare()))
     for blob in blobs.values():
         store.verify_blob(blob)
-    about = {found.root.digest for found in loaded}
-    for found in index.manifests:
-        if found.artifact_type == ARTIFACT:
-            parsed = oci.parse_manifest(store.read_blob(found.digest), "a blueprint of the archive")
-            if parsed.subject is not None and parsed.subject.digest in about:
-                store.verify(found)
-                blueprints.read_artifact(store, found, parsed.subject.digest)
-                blueprints.put_entry(store, entry(found, parsed.subject.digest))
+    listed = [*index.manifests]
+    for found in images:
+        beside = found.annotations.get(ATTACHED)
+        if beside is not None:
+            listed += _beside(store, beside)
+    for found in listed:
+        if found.artifact_type:
+            _take_artifact(store, found, {one.root.digest for one in loaded})
     for one in loaded:
         if one.name:
             store.tag(one.name, one.root)
     return loaded
+
+
+def _beside(store: Store, digest: str) -> Sequence[oci.Descriptor]:
+    try:
+        return oci.parse_index(store.read_blob(Digest.parse(digest)), "the list of what is attached").manifests
+    except ValueError as error:
+        raise CorruptError(f"{digest[:100]!r} is no digest") from error
+
+
+def _take_artifact(store: Store, found: oci.Descriptor, about: Collection[Digest]) -> None:
+    """Attach what an archive has beside its images; what is about others, or unknown, is passed over."""
+    known = {kind.artifact_type: kind for kind in attached.KINDS.values()}
+    if found.artifact_type not in {ARTIFACT, signing.ARTIFACT, *known}:
+        return
+    parsed = oci.parse_manifest(store.read_blob(found.digest), "what is attached to an image")
+    if parsed.subject is None or parsed.subject.digest not in about:
+        return
+    image = parsed.subject.digest
+    if parsed.artifact_type != found.artifact_type:
+        raise CorruptError(f"{found.digest} is attached to an image as something else than it is")
+    store.verify(found)
+    if found.artifact_type == ARTIFACT:
+        blueprints.read_artifact(store, found, image)
+        blueprints.put_entry(store, _entry(found, image))
+    elif found.artifact_type == signing.ARTIFACT:
+        signing.layers_of(parsed)
+        store.attach(_entry(found, image))
+    else:
+        attached.files_of(parsed, known[found.artifact_type], image)
+        attachments.put(store, _entry(found, image))

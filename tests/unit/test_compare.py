@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+import shutil
 import stat
 import tarfile
 from pathlib import Path
 
 import pytest
 
-from uklimg import archive, cpio, oci
+from uklimg import archive, attachments, cpio, oci
 from uklimg.blueprint import CONFIG, FILES, LOCK, UKLFILE, Blueprint, StepRecord, entry, manifest
 from uklimg.blueprints import entry_of, put_entry, read
 from uklimg.compare import compare_layers, diffoscope, diffoscope_cmd, tar_members
@@ -17,6 +18,7 @@ from uklimg.digest import Digest
 from uklimg.errors import CorruptError, UserError
 from uklimg.imagebuild import build_image
 from uklimg.oci import layer
+from uklimg.signing import Signed
 from uklimg.store import Store
 
 pytestmark = pytest.mark.unit
@@ -156,6 +158,41 @@ def test_images_survive_an_archive(store: Store, tmp_path: Path) -> None:
     other.prune()
     assert entry_of(other, roots["one"].digest) is None
     assert entry_of(other, roots["two"].digest) is not None
+
+
+def test_an_archive_lists_its_images_only_and_signatures_go_along(store: Store, tmp_path: Path) -> None:
+    root = image(store, tmp_path / "one", "one:latest")
+    attachments.keep_signature(store, Signed(b'{"critical":{}}', "c2lnbmF0dXJl"), root)
+    data = saved(store, "one:latest")
+    with tarfile.open(fileobj=io.BytesIO(data)) as found:
+        index = found.extractfile("index.json")
+        assert index is not None
+        # podman load takes no archive with two entries.
+        (entry,) = oci.parse_index(index.read()).manifests
+    assert entry.digest == root.digest
+    other = Store(tmp_path / "other")
+    archive.load(other, io.BytesIO(data))
+    assert attachments.signatures(other, root.digest) == attachments.signatures(store, root.digest) != ()
+    assert entry_of(other, root.digest) is not None
+    assert saved(other, "one:latest") == data
+    # As other tools list them: beside the image.
+    both = oci.Index(tuple(one for one in store.index().manifests)).encode()
+    third = Store(tmp_path / "third")
+    archive.load(third, io.BytesIO(rewritten(data, {"index.json": both})))
+    assert attachments.signatures(third, root.digest) == attachments.signatures(store, root.digest)
+    # A list that is missing, is none, or lists something as what it is not.
+    for change in ("sha256:" + "0" * 64, "nonsense", str(root.digest)):
+        notes = {oci.REF_NAME: "one:latest", archive.ATTACHED: change}
+        index_json = oci.Index((root.bare().annotated(notes),)).encode()
+        fourth = Store(tmp_path / change[:9])
+        if change == str(root.digest):  # its entries have no artifact type: nothing is attached
+            archive.load(fourth, io.BytesIO(rewritten(data, {"index.json": index_json})))
+            assert entry_of(fourth, root.digest) is None
+            continue
+        with pytest.raises(CorruptError):
+            archive.load(fourth, io.BytesIO(rewritten(data, {"index.json": index_json})))
+        assert fourth.tags() == {}
+        shutil.rmtree(fourth.root)
 
 
 def rewritten(data: bytes, change: dict[str, bytes | None]) -> bytes:

@@ -264,6 +264,19 @@ def test_urunc(run: oci.RunConfig, lost: str) -> None:
     assert fields["cmdline"].split()[0] == f"/ukl/{run.program}"
 
 
+# --- oras
+
+
+@RUNS
+def test_oras_pull_writes_each_layer_as_a_tar(run: oci.RunConfig) -> None:
+    """It takes layers with a title, and refuses two of one name."""
+    blobs, root = blobs_of(run)
+    for entry in json.loads(blobs[root.digest])["manifests"]:
+        layers = json.loads(blobs[Digest.parse(entry["digest"])])["layers"]
+        names = [one["annotations"]["org.opencontainers.image.title"] for one in layers]
+        assert names == ["vmlinux.tar", "bzImage.tar", "initramfs.tar", "urunc.json.tar"][: len(layers)]
+
+
 # --- KubeVirt
 
 

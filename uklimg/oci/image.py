@@ -35,6 +35,8 @@ INITRAMFS = "initramfs"
 
 ROLE = "org.uklimg.file"
 """Annotation of a layer: which of the files it holds."""
+TITLE = "org.opencontainers.image.title"
+"""Annotation of a layer: the name under which `oras pull` writes it; those without one it passes over."""
 
 
 @dataclass(frozen=True)
@@ -234,7 +236,8 @@ def file_layer(role: str, blob: Descriptor) -> Descriptor:
     file = next((file for file in FILES if file.role == role), None)
     if file is None:
         raise InternalError(f"no file {role!r} in an image")
-    return Descriptor(LAYER, blob.digest, blob.size, {ROLE: role, **dict.fromkeys(file.annotations, file.path)})
+    notes = {ROLE: role, TITLE: f"{role}.tar", **dict.fromkeys(file.annotations, file.path)}
+    return Descriptor(LAYER, blob.digest, blob.size, notes)
 
 
 def assemble(layers: Mapping[str, Descriptor], run: RunConfig) -> Assembled:
@@ -247,7 +250,7 @@ def assemble(layers: Mapping[str, Descriptor], run: RunConfig) -> Assembled:
     blobs, entries = [urunc], []
     for platform in PLATFORMS:
         on_linux = platform == LINUX
-        own = (*shared, urunc.descriptor) if on_linux else shared
+        own = (*shared, urunc.descriptor.annotated({TITLE: "urunc.json.tar"})) if on_linux else shared
         config = image_config(run, platform, own)
         config_blob = _blob(CONFIG, config.encode())
         annotations = {**described, **(urunc_fields(run) if on_linux else KRAFTKIT_MARK)}

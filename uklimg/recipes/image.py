@@ -11,7 +11,7 @@ from uklimg.oci import BZIMAGE, INITRAMFS, VMLINUX, RunConfig
 from uklimg.oci.health import decode_health, encode_health
 from uklimg.recipes import parameters
 
-RECIPE_VERSION = 2
+RECIPE_VERSION = 3
 FUNCTION = "image"
 
 
