@@ -278,10 +278,33 @@ static void mount_system(void)
 	symlink("/proc/self/fd/2", "/dev/stderr");
 }
 
+/* Runtimes that say nothing of a console (KraftKit) listen to the first serial port, while the kernel prefers a screen,
+ * even where there is none and its driver a dummy. */
+static bool screen_is_a_dummy(void)
+{
+	static char line[8192];
+	char name[64] = "";
+
+	if (read_file("/proc/cmdline", line, sizeof(line)) > 0 && strstr(line, "console="))
+		return false;
+	return read_file("/sys/class/vtconsole/vtcon0/name", name, sizeof(name)) > 0 && strstr(name, "dummy") &&
+	       access("/sys/class/vtconsole/vtcon1", F_OK) < 0;
+}
+
 static void open_console(void)
 {
-	int fd = open("/dev/console", O_RDWR | O_NOCTTY);
+	struct termios mode;
+	int fd = -1;
 
+	if (screen_is_a_dummy()) {
+		fd = open("/dev/ttyS0", O_RDWR | O_NOCTTY);
+		if (fd >= 0 && tcgetattr(fd, &mode) < 0) { /* a port that is not there can be opened, and no more */
+			close(fd);
+			fd = -1;
+		}
+	}
+	if (fd < 0)
+		fd = open("/dev/console", O_RDWR | O_NOCTTY);
 	if (fd < 0)
 		fd = open("/dev/null", O_RDWR);
 	for (int i = 0; i <= 2 && fd >= 0; i++)

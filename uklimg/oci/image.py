@@ -75,6 +75,7 @@ TARGET_UKL, TARGET_LINUX = "ukl", "linux"
 _URUNC = "com.urunc.unikernel."
 _LABEL = "org.uklimg."
 _RESERVED = (_LABEL, _URUNC)
+_NO_ENTRYPOINT = {_LABEL + "entrypoint": "none"}  # the entry point of the configuration is the command's first word
 _SPEC_ANNOTATIONS = "org.opencontainers.image."
 
 _ABSOLUTE = re.compile(r"/(?!.*(?:^|/)\.\.(?:/|$))[^\x00-\x1f]*")
@@ -134,7 +135,8 @@ def image_config(run: RunConfig, platform: Platform, layers: Sequence[Descriptor
     for name in run.labels:
         if name.startswith(_RESERVED):
             raise UserError(f"the label {name!r} is set by uklimg itself", hint="choose another name")
-    entrypoint, cmd = _started_by_path(run) if platform == LINUX else (run.entrypoint, run.cmd)
+    entrypoint, cmd = _started_by_path(run) if platform == LINUX else _started_by_kernel(run)
+    own = _own_labels(run) | ({} if run.entrypoint or platform == LINUX else _NO_ENTRYPOINT)
     return ImageConfig(
         platform=platform if platform == LINUX else _kraftkit(platform, run),
         diff_ids=tuple(blob.digest for blob in layers),
@@ -144,7 +146,7 @@ def image_config(run: RunConfig, platform: Platform, layers: Sequence[Descriptor
         workdir=run.workdir,
         exposed_ports=run.exposed_ports,
         volumes=run.volumes,
-        labels={**run.labels, **_own_labels(run), **(urunc_fields(run) if platform == LINUX else {})},
+        labels={**run.labels, **own, **(urunc_fields(run) if platform == LINUX else {})},
         stop_signal=run.stop_signal,
         history=tuple(History(f"uklimg {blob.annotations.get(ROLE, URUNC_FILE)}") for blob in layers),
     )
@@ -192,6 +194,8 @@ def run_config(config: ImageConfig) -> RunConfig:
         reproducible=labels.get(_LABEL + "reproducible") != "false",
         healthcheck=decode_health(labels.get(_LABEL + "healthcheck", "")),
     )
+    if _NO_ENTRYPOINT.items() <= labels.items():
+        run = replace(run, entrypoint=(), cmd=run.argv)
     return _started_by_name(run) if config.platform == LINUX else run
 
 
@@ -320,6 +324,13 @@ def _started_by_path(run: RunConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Entry point and command with the stub's path for the program's name: urunc starts argv[0] as ``rdinit=``."""
     argv = _argv_by_path(run)
     return argv[: len(run.entrypoint)], argv[len(run.entrypoint) :]
+
+
+def _started_by_kernel(run: RunConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """KraftKit puts the command after "--" on the kernel's command line, whose words come after argv[0] and the entry
+    point (PID 1 keeps them): so both are the entry point here."""
+    keep = max(1, len(run.entrypoint))
+    return run.argv[:keep], run.argv[keep:]
 
 
 def _argv_by_path(run: RunConfig) -> tuple[str, ...]:
