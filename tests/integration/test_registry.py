@@ -96,7 +96,9 @@ def wait_for(port: int, process: subprocess.Popen[bytes], log: Path, scheme: str
             return
         except urllib.error.HTTPError:
             return  # it answers, if only to ask who we are
-        except OSError:
+        except OSError as error:
+            if not isinstance(getattr(error, "reason", error), ConnectionRefusedError):
+                return  # it listens, if only to end a connection without a certificate of ours
             time.sleep(0.05)
     raise AssertionError(f"docker-registry does not answer: {log.read_text()}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 
 from uklimg import blueprints, oci
 from uklimg.cli import caching, options, prune
@@ -12,6 +13,7 @@ from uklimg.console import Console, console
 from uklimg.errors import UserError
 from uklimg.events import Note
 from uklimg.ref import Reference
+from uklimg.store import Store
 from uklimg.storelimit import configured_limit
 
 NAME = "build"
@@ -21,6 +23,8 @@ HELP = "build an image from a Uklfile"
 def add(parser: argparse.ArgumentParser) -> None:
     options.add_build(parser)
     parser.add_argument("-t", "--tag", metavar="REF", action="append", default=[], help="a name for the image")
+    parser.add_argument("--push", action="store_true", help="send it to the registries in its names (-t)")
+    options.add_plain_http(parser)
     parser.add_argument("--plan", action="store_true", help="say what would run, and run nothing")
     options.add_jobs(parser)
     parser.add_argument(
@@ -42,13 +46,16 @@ def run(args: argparse.Namespace, host: Host) -> int:
             raise UserError(f"-t {name}: a digest is no name", hint="NAME:TAG")
     if options.stage_of(args) and names:
         raise UserError(f"--target={args.target} makes no image that could be named", hint="leave out -t")
+    if args.push and not any(name.host for name in names):
+        raise UserError("--push without a name that begins with a registry", hint="-t HOST/NAME[:TAG]")
     options.limit_processors(args)
     if args.plan:
         from uklimg.cli import plan
 
         return plan.run(args, host)
     with console(args.progress, host.stderr) as sink:
-        root, tags, ran = _build(args, host, names, sink)
+        # Whether that one speaks TLS has nothing to do with where base images and caches are.
+        root, tags, ran = _build(args, replace(host, plain_http=None), names, sink)
     if args.format == "json":
         options.print_json(host, {"digest": str(root.digest), "tags": tags, "ran": list(ran)})
     else:
@@ -101,6 +108,19 @@ def _build(
                     anew=bool(built.ran),
                     lookup=lookup,
                 )
+        if args.push:
+            _push(args, host, names, root, store, sink)
     if built.ran:
         prune.keep_within(limit, host, store, sink)
     return root, tags, built.ran
+
+
+def _push(
+    args: argparse.Namespace, host: Host, names: list[Reference], root: oci.Descriptor, store: Store, sink: Console
+) -> None:
+    from uklimg.cli import push  # imports what a build does not need
+
+    for name in names:
+        if name.host:
+            push.pushed(name, root, replace(host, plain_http=args.plain_http), store, sink)
+            sink(Note(f"pushed {name.name}@{root.digest}"))

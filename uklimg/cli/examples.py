@@ -16,6 +16,7 @@ EXAMPLES: Mapping[str, tuple[tuple[str, str], ...]] = {
             "uklimg build --target linux",
             "the plain-Linux twin: same program and kernel, without UKL",
         ),
+        ("uklimg build -t registry.example.com/me/redis:8 --push", "build it, and send it there"),
         ("uklimg build --secret id=token,env=TOKEN", "for RUN --mount=type=secret,id=token"),
     ),
     "run": (
@@ -140,6 +141,11 @@ EXAMPLES: Mapping[str, tuple[tuple[str, str], ...]] = {
     "sign": (
         ("uklimg sign --key release.key registry.example.com/me/redis:8", "an image that was pushed from here"),
     ),
+    "login": (
+        ("uklimg login registry.example.com", "asks for user and password"),
+        ("uklimg login -u ada --password-stdin registry.example.com", "the password comes on standard input"),
+    ),
+    "logout": (("uklimg logout registry.example.com", "forget them"),),
     "du": (("uklimg du", "bytes of blobs, trees and the engine's copies"),),
     "prune": (("uklimg prune", "remove what no image and no cached step needs"),),
 }

@@ -10,24 +10,20 @@ from threading import Event
 from typing import TYPE_CHECKING, TextIO
 
 from uklimg import proc
-from uklimg.data import Data, find_data
-from uklimg.engine.choose import LateEngine, choose_engine
 from uklimg.events import Sink
-from uklimg.execute import Executor, Fetch, Lookup
-from uklimg.graph import Blob
-from uklimg.hostfunctions import host_functions
-from uklimg.imagelock import OCI, bring_layer, lock_image
 from uklimg.mirror import configured_vendors, find_mirror
 from uklimg.ref import Reference
-from uklimg.room import memory_available, processors, steps_at_once
 from uklimg.settings import Settings
-from uklimg.sources import Sources
 from uklimg.store import Store
-from uklimg.vendor import Place, place_of
 
+# Everything else is imported by who needs it: a pull of what is there takes less time than all these imports.
 if TYPE_CHECKING:
+    from uklimg.data import Data
+    from uklimg.execute import Executor, Fetch, Lookup
+    from uklimg.graph import Blob
     from uklimg.remote.transport import Transport
     from uklimg.resolver import HostResolver
+    from uklimg.vendor import Place
 
 
 @dataclass(frozen=True)
@@ -40,6 +36,8 @@ class Host:
     stdout: TextIO
     stderr: TextIO
     settings: Settings
+    plain_http: bool | None = None
+    """What --plain-http or --no-plain-http says of the registry that the command is about."""
 
     @property
     def env(self) -> dict[str, str]:
@@ -54,6 +52,8 @@ class Host:
         return self.cwd / Path(text).expanduser()
 
     def data(self) -> Data:
+        from uklimg.data import Data, find_data
+
         return Data(find_data())
 
     def store(self, sink: Sink) -> Store:
@@ -76,6 +76,11 @@ class Host:
     ) -> Executor:
         """Steps leave their results in ``store``; what they fetch is in ``sources``, unless that is the same.
         ``at_once`` steps may run at the same time; 0: as many as this machine has processors and memory for."""
+        from uklimg.engine.choose import LateEngine, choose_engine
+        from uklimg.execute import Executor
+        from uklimg.hostfunctions import host_functions
+        from uklimg.room import memory_available, processors, steps_at_once
+
         at_once = at_once or steps_at_once(processors(), memory_available())
         name = self.settings.chosen_engine()
         engine = LateEngine(lambda: choose_engine(name, store.root / "engine", self.environ))
@@ -86,6 +91,9 @@ class Host:
     def fetch(self, store: Store, sink: Sink, *, offline: bool, vendor: Sequence[str] = ()) -> Fetch:
         """Blobs from the store, else from vendored copies (``vendor`` are --vendor's values), else from where they
         are. What asking the network takes is imported only when it is asked."""
+        from uklimg.imagelock import OCI, bring_layer
+        from uklimg.sources import Sources
+        from uklimg.vendor import place_of
 
         def download(blob: Blob, cancel: Event | None) -> None:
             if blob.urls and blob.urls[0].startswith(OCI):
@@ -106,19 +114,22 @@ class Host:
 
     def _configured(self) -> tuple[Place, ...]:
         """The places with vendored files that uklimg.toml names."""
+        from uklimg.vendor import place_of
+
         config = self.settings.config
         return tuple(place_of(text, config.parent, self.connect) for text in configured_vendors(config))
 
     def connect(self, ref: Reference) -> Transport:
         from uklimg.remote import client
 
-        return client.connect(ref, self.environ, self.uid)
+        return client.connect(ref, self.environ, self.uid, plain_http=self.plain_http)
 
     @contextmanager
     def resolver(self, store: Store, sink: Sink) -> Iterator[HostResolver]:
         """Finds out what a lock lacks, with the host's apt in a folder of its own."""
         from uklimg.debian import Debian
         from uklimg.download import measure, measure_commit
+        from uklimg.imagelock import lock_image
         from uklimg.resolver import HostResolver
 
         with store.scratch() as folder:

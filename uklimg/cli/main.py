@@ -48,6 +48,8 @@ VERBS = (
     "rmi",
     "push",
     "pull",
+    "login",
+    "logout",
     "keygen",
     "sign",
     "save",
@@ -124,7 +126,8 @@ def main(argv: Sequence[str], environ: Mapping[str, str], cwd: Path, uid: int, s
     try:
         settings = read_settings(environ, cwd, store=args.store, engine=getattr(args, "engine", ""))
         state = settings.state
-        status = args.function(args, Host(environ, cwd, uid, stdout, stderr, settings))
+        plain_http = getattr(args, "plain_http", None)
+        status = args.function(args, Host(environ, cwd, uid, stdout, stderr, settings, plain_http))
         stdout.flush()
         return int(status)
     except UklimgError as error:

@@ -7,7 +7,9 @@ import difflib
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from uklimg import oci
 from uklimg.cli.host import Host
@@ -16,19 +18,14 @@ from uklimg.console import PROGRESS
 from uklimg.digest import JSON, Digest
 from uklimg.errors import ExitCode, InternalError, ToolError, UserError
 from uklimg.events import Note, Sink
-from uklimg.plan import Options, Plan
-from uklimg.project import (
-    Project,
-    open_project,
-    parse_build_args,
-    plan_project,
-    resolve_project,
-    write_lock,
-)
 from uklimg.ref import Reference
-from uklimg.resolve import ResolvedSpec
 from uklimg.settings import ENGINES
 from uklimg.store import Store
+
+if TYPE_CHECKING:  # imported by who needs it: not every verb has a Uklfile
+    from uklimg.plan import Plan
+    from uklimg.project import Project
+    from uklimg.resolve import ResolvedSpec
 
 DEFAULT_FILE = "Uklfile"
 SHOWN_NAMES = 5  # of a store's images, where an error says what there is
@@ -79,6 +76,25 @@ def add_vendor(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_plain_http(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--plain-http",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="speak HTTP without TLS to the registry, or do not (only to this machine's own)",
+    )
+
+
+def registry_of(text: str) -> Reference:
+    """A registry's HOST[:PORT], as a reference without a repository. UserError when it is something else."""
+    host = text.rstrip("/")
+    if "://" in host or "/" in host:
+        raise UserError(f"{text!r} is no registry", hint="HOST[:PORT], without https:// and without a path")
+    # What is a host in a reference is one here; a bare name is, too, as Docker has it.
+    parsed = Reference.parse(f"{host}/x" if any(mark in host for mark in ".:[") else f"{host}.x/x")
+    return replace(parsed, host=host, repository="", tag="")
+
+
 def add_engine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--engine", choices=ENGINES, default="", help="what runs the steps (buildah if installed, else docker)"
@@ -124,6 +140,8 @@ def print_json(host: Host, value: JSON) -> None:
 
 
 def project_of(args: argparse.Namespace, host: Host) -> Project:
+    from uklimg.project import open_project, parse_build_args
+
     context = host.path(args.context)
     uklfile = host.path(args.file) if args.file else context / DEFAULT_FILE
     shown = args.file or (DEFAULT_FILE if args.context == "." else str(Path(args.context) / DEFAULT_FILE))
@@ -134,6 +152,8 @@ def resolved(
     args: argparse.Namespace, project: Project, host: Host, store: Store, sink: Sink, *, write: bool
 ) -> ResolvedSpec:
     """Resolve with what --locked and --offline allow, and ``write`` what the lock lacked."""
+    from uklimg.project import resolve_project, write_lock
+
     for place, text in project.spec.warnings:
         sink(Note(f"{place}: {text}", warning=True))
     try:
@@ -151,6 +171,9 @@ def resolved(
 
 
 def planned(args: argparse.Namespace, project: Project, found: ResolvedSpec) -> Plan:
+    from uklimg.plan import Options
+    from uklimg.project import plan_project
+
     secrets = frozenset(secret.id for secret in parse_secrets(args.secret))
     wanted = Options(stage_of(args), tuple(args.kernel_configs), secrets, args.locked, twin=is_twin(args))
     return plan_project(project, found, wanted)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from uklimg import attachments, blueprint, blueprints, oci
+from uklimg import blueprint, oci
 from uklimg.cli import options, trust
 from uklimg.cli.host import Host
 from uklimg.console import Console, console
@@ -20,6 +20,7 @@ HELP = "bring an image of a registry into the store"
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("ref", metavar="REF", help="HOST/NAME[:TAG][@DIGEST]")
     trust.add_verify(parser)
+    options.add_plain_http(parser)
     options.add_progress(parser)
 
 
@@ -33,14 +34,18 @@ def pulled(
     """
     from uklimg.remote import client, referrers  # imports much that only few commands need
 
-    transport = client.connect(ref, host.environ, host.uid)
+    transport = host.connect(ref)
     root = client.pull(ref, store, transport, sink, admit=check.at(ref, transport) if check else None)
     if check is not None:
+        from uklimg import attachments
+
         attachments.keep_signature(store, check.seen[root.digest], root)
     try:
         admit = check.at(ref, transport, "its blueprint") if check else None
         found = referrers.pull_referrer(ref, root.digest, blueprint.ARTIFACT, store, transport, sink, admit=admit)
         if found is not None:
+            from uklimg import blueprints  # takes as long to import as to ask the registry
+
             blueprints.read_artifact(store, found, root.digest)
             blueprints.put_entry(store, blueprint.entry(found, root.digest))
     except ToolError as error:

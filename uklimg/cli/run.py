@@ -73,6 +73,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--gdb", metavar="ADDRESS", default="", help="serve a debugger, as in tcp:127.0.0.1:1234")
     trust.add_verify(parser)
     guests.add_detached(parser)
+    options.add_plain_http(parser)
     parser.add_argument("ref", metavar="REF", help="name or digest of an image")
     parser.add_argument("arguments", metavar="ARG", nargs=argparse.REMAINDER, help="in place of the image's command")
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from uklimg import attachments, oci, signing
+from uklimg import oci, signing
 from uklimg.cli.host import Host
 from uklimg.digest import Digest
 from uklimg.errors import UserError
@@ -68,6 +68,8 @@ class Check:
     def local(self, name: str, root: oci.Descriptor, store: Store, host: Host) -> None:
         """The same for an image of the store: by a signature that came with it, else by one of the registry that
         the name says. The caller holds a session."""
+        from uklimg import attachments
+
         there = None if name.startswith("sha256:") else Reference.parse(name)
         in_registry = there is not None and bool(there.host)
         if not self.signed_as and not in_registry:

@@ -1,6 +1,6 @@
 """Credentials for registries, out of Docker's and Podman's files and credential helpers.
 
-Read only, and only when a registry asks. A secret is never part of a message, an event or a ``repr``.
+Only when a registry asks; ``authfile`` writes them. A secret is never part of a message, an event or a ``repr``.
 Formats: containers-auth.json(5), Docker's config.json, and the docker-credential-helpers protocol.
 """
 
@@ -20,9 +20,9 @@ from uklimg.errors import ToolError, UserError
 from uklimg.oci import parse_json
 
 _MAX_FILE = 4 << 20
-_HELPER_SECONDS = 60.0
-_HELPER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
-_TOKEN_USER = "<token>"  # how helpers say that the secret is an identity token
+HELPER_SECONDS = 60.0
+HELPER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+TOKEN_USER = "<token>"  # how helpers say that the secret is an identity token
 
 _Object: TypeAlias = Mapping[str, object]
 
@@ -90,7 +90,7 @@ class AuthFiles:
         host does not work. A general helper that is missing counts as knowing nothing: files outlive programs.
         """
         for path in self._paths:
-            content = _load(path)
+            content = load_file(path)
             found = self._in_file(path, content, host, repository) if content else None
             if found:
                 return found
@@ -102,7 +102,7 @@ class AuthFiles:
             found = self._ask(name, host)
             if found:
                 return found
-        auths = {_bare(key): entry for key, entry in _section(content, "auths", path).items()}
+        auths = {bare_key(key): entry for key, entry in _section(content, "auths", path).items()}
         for key in _names(host, repository):
             entry = auths.get(key)
             if isinstance(entry, dict) and (credential := _of_entry(entry, path)):
@@ -115,7 +115,7 @@ class AuthFiles:
         return None
 
     def _ask(self, name: str, host: str) -> Credential | None:
-        if not _HELPER_NAME.fullmatch(name):
+        if not HELPER_NAME.fullmatch(name):
             raise UserError(f"bad credential helper {name[:64]!r}")
         program = f"docker-credential-{name}"
         printed = self._helper(program, host)
@@ -128,7 +128,7 @@ class AuthFiles:
             raise ToolError(f"{program} answers with something else than a credential") from None
         if not isinstance(user, str) or not isinstance(secret, str) or not secret:
             return None
-        return Credential(user, secret, user == _TOKEN_USER, program)
+        return Credential(user, secret, user == TOKEN_USER, program)
 
 
 def process_helper(environ: Mapping[str, str]) -> Helper:
@@ -137,7 +137,7 @@ def process_helper(environ: Mapping[str, str]) -> Helper:
     def ask(program: str, server: str) -> bytes | None:
         try:
             result = proc.run(
-                [program, "get"], env=environ, stdin=server.encode(), check=False, timeout=_HELPER_SECONDS
+                [program, "get"], env=environ, stdin=server.encode(), check=False, timeout=HELPER_SECONDS
             )
         except ToolError as error:
             # Without its detail, which has what the helper printed.
@@ -152,7 +152,8 @@ def default_credentials(environ: Mapping[str, str], uid: int) -> Credentials:
     return AuthFiles(auth_files(environ, uid), process_helper(environ))
 
 
-def _load(path: Path) -> _Object | None:
+def load_file(path: Path) -> _Object | None:
+    """What is in a credentials file; None when there is none. UserError when it cannot be understood."""
     try:
         with path.open("rb") as stream:
             data = stream.read(_MAX_FILE + 1)
@@ -175,7 +176,7 @@ def _section(content: _Object, name: str, path: Path) -> _Object:
     return value
 
 
-def _bare(key: str) -> str:
+def bare_key(key: str) -> str:
     """Docker has written keys as ``https://host/v1/``; Podman writes ``host`` or ``host/namespace``."""
     if "://" not in key:
         return key

@@ -78,7 +78,10 @@ def of_exception(error: Exception, url: str) -> TransientError | ToolError:
         return TransientError(ToolError(f"cannot reach {host}: the connection broke", exit_code=ExitCode.NETWORK))
     if isinstance(cause, ssl.SSLError):
         reason = (cause.reason or "TLS failed").replace("_", " ").lower()
-        return ToolError(f"{host}: {reason}", hint="does it speak TLS?", exit_code=ExitCode.NETWORK)
+        hint = "does it speak TLS?"
+        if "certificate required" in reason or "bad certificate" in reason:
+            hint = f"it wants a certificate of ours: client.cert and client.key in certs.d/{host}"
+        return ToolError(f"{host}: {reason}", hint=hint, exit_code=ExitCode.NETWORK)
     if isinstance(error, (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema)):
         return ToolError(f"{host}: no URL that can be asked for", exit_code=ExitCode.NETWORK)
     if cause is not None:

@@ -16,7 +16,7 @@ from uklimg.digest import Digest
 from uklimg.errors import CorruptError, ToolError, UserError
 from uklimg.oci import INDEX, INDEXES, MANIFEST, MANIFESTS, Descriptor
 from uklimg.ref import Reference
-from uklimg.store.layout import Layout
+from uklimg.store.layout import Layout, reported
 
 _FILE = "registries.json"
 _MOST = 100  # of entries that are remembered
@@ -28,8 +28,11 @@ def remember(store: Layout, ref: Reference, root: Descriptor) -> None:
     entry = {"name": ref.name, "type": root.media_type, "digest": str(root.digest), "size": root.size}
     with locks.locked(store.locks / "registries.lock"):
         entries = [known for known in _entries(store) if known != entry][-_MOST + 1 :]
-        data = json.dumps([*entries, entry], indent=1).encode()
-        store.replace(store.root / _FILE, data)
+        # Without fsync, which would wait for what the registry has just written to the same disk: it is but a hint.
+        temporary = store.tmp / _FILE
+        with reported("write to the store"):
+            temporary.write_text(json.dumps([*entries, entry], indent=1), encoding="utf-8")
+            temporary.rename(store.root / _FILE)
 
 
 @dataclass

@@ -243,6 +243,8 @@ class Layout:
         if not self.has(descriptor.digest):
             raise InternalError(f"tag {name} of a blob that is not in the store: {descriptor.digest}")
         entry = descriptor.annotated({**descriptor.annotations, oci.REF_NAME: name})
+        if self.tags().get(name) == entry:
+            return
         with self.editing() as entries:
             entries[:] = [e for e in entries if e.annotations.get(oci.REF_NAME) != name]
             entries.append(entry)
