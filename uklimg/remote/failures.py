@@ -23,7 +23,7 @@ from uklimg.errors import CorruptError, ExitCode, ToolError
 _T = TypeVar("_T")
 _MAX_ERROR_BODY = 64 << 10
 MAX_WAIT = 30.0  # seconds; what a server that wants more patience gets
-_TRANSIENT_STATUS = frozenset({408, 429, 500, 502, 503, 504})
+TRANSIENT_STATUS = frozenset({408, 429, 500, 502, 503, 504})
 _CORRUPT_CODES = frozenset({"DIGEST_INVALID", "SIZE_INVALID", "MANIFEST_UNVERIFIED"})
 
 
@@ -111,7 +111,7 @@ def of_response(response: requests.Response, what: str) -> TransientError | Tool
         hint = "say --no-plain-http, or put its authority into certs.d"
         return ToolError(f"{host} speaks TLS", hint=hint, exit_code=ExitCode.NETWORK)
     error = ToolError(f"{host} answers {status} for {what}{said}", exit_code=ExitCode.NETWORK)
-    return TransientError(error, _retry_after(response)) if status in _TRANSIENT_STATUS else error
+    return TransientError(error, _retry_after(response)) if status in TRANSIENT_STATUS else error
 
 
 def read_limited(response: requests.Response, limit: int, what: str) -> bytes:

@@ -29,7 +29,14 @@ from uklimg.remote.auth import Credentials
 from uklimg.remote.authenticator import Authenticator, with_query
 from uklimg.remote.certificates import Trust
 from uklimg.remote.door import Body, Door
-from uklimg.remote.failures import Retry, TransientError, of_exception, of_response, read_limited
+from uklimg.remote.failures import (
+    TRANSIENT_STATUS,
+    Retry,
+    TransientError,
+    of_exception,
+    of_response,
+    read_limited,
+)
 
 _T = TypeVar("_T")
 _CHUNK = 256 << 10  # what of it a broken connection leaves incomplete is lost, so it is small
@@ -113,7 +120,7 @@ class Transport:
                 self.auth.answer(response, sent)
         else:
             raise self.auth.refused()
-        if response.status_code in (408, 429) or response.status_code >= 500:
+        if response.status_code in TRANSIENT_STATUS:
             with response:
                 raise of_response(response, what or f"{method} {urlsplit(url).path}")
         return response
