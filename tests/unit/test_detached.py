@@ -24,11 +24,13 @@ from uklimg.guest import commands
 from uklimg.guest.commands import Command, Frame, Frames, decode_exit, encode_frame, encode_start
 from uklimg.guest.protocol import Status as Ending
 from uklimg.oci.health import SECOND, HealthCheck, decode_health, encode_health
+from uklimg.runner.machine import MachineConfig
 from uklimg.running import channels, logs, policy
 from uklimg.running.channels import Ports
 from uklimg.running.folder import Guests, check_name, connect, listen, new_id
 from uklimg.running.policy import HEALTHY, STARTING, UNHEALTHY, Health, Restart, parse_restart
 from uklimg.running.record import Identity, Record, Status, decode, encode
+from uklimg.running.supervisor import held
 
 pytestmark = pytest.mark.unit
 
@@ -345,9 +347,9 @@ def test_the_start_of_a_command() -> None:
 class FakeGuest:
     """The guest's end of a port: answers each frame as told."""
 
-    def __init__(self, ports: Ports, answers: dict[bytes, bytes]) -> None:
+    def __init__(self, ports: Ports, answers: dict[bytes, bytes], number: int = 0) -> None:
         self.seen: list[bytes] = []
-        self._end = ports.theirs[0]
+        self._end = ports.theirs[number]
         self._answers = answers
         ports.served = 1
         threading.Thread(target=self._run, daemon=True).start()
@@ -391,9 +393,40 @@ def test_a_guest_that_talks_nonsense_loses_its_port() -> None:
     FakeGuest(ports, {commands.START: struct.pack("<cI", b"O", 1 << 30)})
     with pytest.raises(CorruptError):
         channels.run_command(ports, Command(("x",)), 60)
-    with pytest.raises(ToolError, match="already"), ports.port():
+    with pytest.raises(ToolError, match="already"), ports.port(health=True, patience=0):
         pass
     ports.close()
+
+
+def test_no_more_commands_than_there_are_ports_and_health_has_its_own() -> None:
+    ports = Ports(3)
+    ports.served = 3
+    with ports.port(), ports.port(), ports.port(health=True):
+        with pytest.raises(ToolError, match="2 commands run in the guest already"), ports.port(patience=0):
+            pass
+    with ports.port():
+        waiting = threading.Thread(target=lambda: ports.port().__enter__())
+        with ports.port():
+            waiting.start()
+        waiting.join()  # it got the port that the other one left
+    ports.close()
+
+
+def test_a_guest_keeps_its_files(tmp_path: Path) -> None:
+    """Each start finds them, though `uklimg prune` has removed them."""
+    for name in ("kernel", "initrd"):
+        (tmp_path / name).write_text(name)
+    config = held(MachineConfig(tmp_path / "kernel", tmp_path / "initrd"))
+    for name in ("kernel", "initrd"):
+        (tmp_path / name).unlink()
+    assert config.initrd is not None
+    assert (config.kernel.read_text(), config.initrd.read_text()) == ("kernel", "initrd")
+    assert config.kernel.is_file()
+
+
+def test_a_hypervisor_without_ports_says_so() -> None:
+    with pytest.raises(ToolError, match="hypervisor has no port for commands"), Ports(0).port():
+        pass
 
 
 def test_an_older_init_says_so() -> None:
@@ -404,9 +437,9 @@ def test_an_older_init_says_so() -> None:
 
 
 def test_a_client_that_sends_nonsense_or_goes_away() -> None:
-    ports = Ports(1)
+    ports = Ports(2)
     answers = {commands.QUIT: encode_frame(commands.EXIT, b"\1\1"), commands.BYE: encode_frame(commands.DONE)}
-    guest = FakeGuest(ports, answers)
+    guest = FakeGuest(ports, answers, 1)
     for data in (encode_start(Command(("x",))) + b"O\xff\xff\xff\xff", encode_start(Command(("x",)))[:7], b""):
         ours, theirs = socket.socketpair()
         ours.sendall(data)

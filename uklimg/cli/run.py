@@ -130,6 +130,8 @@ def _detach(
 ) -> int:
     """Start it under a supervisor; prints its id."""
     health = guests.health_of(args, image.run.healthcheck)
+    if health is not None and Feature.COMMANDS not in hypervisor.features:
+        raise UserError(f"{hypervisor.name} has no {Feature.COMMANDS.value}", hint="--no-healthcheck")
     record = guests.new_record(args, image, hypervisor, machine, guest.programs[0].argv, health)
     check(hypervisor, machine, host.env)
     task = Task(record, hypervisor, machine, guest, host.env, parse_restart(args.restart), health)
@@ -150,10 +152,10 @@ def run_options(args: argparse.Namespace, host: Host) -> RunOptions:
         )
     if args.ip and not args.tap:
         raise UserError("--ip is the guest's address on a tap device", hint="--tap DEVICE")
-    if args.name and not args.detach:
-        raise UserError("--name is for guests that run by themselves", hint="add -d")
-    if args.restart != "no" and not args.detach:
-        raise UserError("--restart is for guests that run by themselves", hint="add -d")
+    lonely = {"--name": args.name, "--restart": args.restart != "no", "--health-cmd": args.health_cmd}
+    for option, given in lonely.items():
+        if given and not args.detach:
+            raise UserError(f"{option} is for guests that run by themselves", hint="add -d")
     return RunOptions(
         arguments=tuple(args.arguments),
         env=dict(variable(text, host) for text in args.env),

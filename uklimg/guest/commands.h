@@ -3,7 +3,7 @@
 #define UKLIMG_COMMANDS_H
 
 #define COMMAND_PORT "org.uklimg.exec."
-#define COMMAND_PORTS 4
+#define COMMAND_PORTS 5
 
 /* In a child of PID 1: read a command from `port`, run it with `env` (NULL-terminated) in `workdir` unless it says
  * otherwise, and end when the host has taken the last of it. */

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from uklimg.errors import CorruptError, UserError
 from uklimg.guest.protocol import Status
 
-PORTS = 4
+PORTS = 5
 CHUNK = 32768
 MAX_PAYLOAD = 1 << 20
 _HEAD = struct.Struct("<cI")

@@ -22,6 +22,8 @@ from uklimg.guest.protocol import Status
 
 # Seconds that the guest has, once nobody listens to a command, to end it and to free the port.
 _END = 10.0
+# Seconds to wait for a port that another command is just leaving.
+_PATIENCE = 5.0
 _CHUNK = 1 << 16
 _KEEP = 4096  # bytes of a check's output
 
@@ -33,29 +35,37 @@ class Ports:
         pairs = [socket.socketpair() for _ in range(count)]
         self.theirs = [theirs for _, theirs in pairs]
         self._ours = [ours for ours, _ in pairs]
-        self._free = list(self._ours)
-        self._lock = threading.Lock()
+        # The first is for health checks: what users run must not make a guest look ill.
+        self._free = self._ours[1:]
+        self._health = self._ours[:1]
+        self._changed = threading.Condition()
         self.served = 0
         """How many PID 1 serves; 0 until it has said so."""
 
     @contextmanager
-    def port(self) -> Iterator[Port]:
-        """A free one for one command. ToolError RUN_FAILED when there is none."""
+    def port(self, *, health: bool = False, patience: float = _PATIENCE) -> Iterator[Port]:
+        """A free one for one command, or the one for health checks. ToolError RUN_FAILED when there is none for
+        ``patience`` seconds."""
+        if not self._ours:
+            message = "the guest's hypervisor has no port for commands"
+            raise ToolError(message, hint="QEMU has", exit_code=ExitCode.RUN_FAILED)
         if not self.served:
             hint = "build it again with this uklimg"
             message = "the image's PID 1 runs no commands"
             raise ToolError(message, hint=hint, exit_code=ExitCode.RUN_FAILED)
-        with self._lock:
-            if not self._free:
-                message = f"{len(self._ours)} commands run in the guest already"
+        free = self._health if health else self._free
+        with self._changed:
+            if not self._changed.wait_for(lambda: bool(free), patience):
+                message = f"{len(self._ours) - 1} commands run in the guest already"
                 raise ToolError(message, hint="wait until one has ended", exit_code=ExitCode.RUN_FAILED)
-            port = Port(self._free.pop(0))
+            port = Port(free.pop(0))
         try:
             yield port
         finally:
-            with self._lock:
+            with self._changed:
                 if port.idle:
-                    self._free.append(port.socket)
+                    free.append(port.socket)
+                    self._changed.notify_all()
 
     def close(self) -> None:
         for end in (*self._ours, *self.theirs):
@@ -118,10 +128,10 @@ class Ran:
 
 
 def run_command(ports: Ports, command: Command, timeout: float) -> Ran:
-    """Run it to its end, ``timeout`` seconds at most; keeps the end of what it prints. Raises EOFError when the guest
-    ends meanwhile, ToolError as ``Ports.port``."""
+    """Run a health check to its end, ``timeout`` seconds at most; keeps the end of what it prints. Raises EOFError
+    when the guest ends meanwhile, ToolError as ``Ports.port``."""
     printed = b""
-    with ports.port() as port:
+    with ports.port(health=True) as port:
         port.start(commands.encode_start(command) + commands.encode_frame(commands.INPUT))
         deadline = time.monotonic() + timeout
         while (left := deadline - time.monotonic()) > 0:

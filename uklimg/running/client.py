@@ -50,11 +50,20 @@ def start(guests: Guests, task: Task) -> Record:
     except BaseException:
         guests.remove(task.record, force=True)
         raise
+    try:
+        return _begun(guests, task.record, process, folder)
+    except KeyboardInterrupt:
+        name = task.record.name
+        hint = f"uklimg logs {name}, or rm -f {name}"
+        raise ToolError(f"interrupted; {name} goes on", hint=hint, exit_code=ExitCode.INTERRUPTED) from None
+
+
+def _begun(guests: Guests, started: Record, process: proc.Detached, folder: Path) -> Record:
     while True:
         over = process.poll() is not None
-        record = guests.again(task.record)
+        record = guests.again(started)
         if record is None:
-            return task.record  # it has ended, and nothing was to stay
+            return started  # it has ended, and nothing was to stay
         if record.status is Status.EXITED and not record.started:
             guests.remove(record)
             raise ToolError(record.error, exit_code=ExitCode.RUN_FAILED)

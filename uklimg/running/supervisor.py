@@ -8,6 +8,7 @@ child and dies with it (``uklimg.proc``), so that nothing runs on when it is kil
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
 import socket
@@ -64,7 +65,7 @@ def main(path: Path, stdin: BinaryIO) -> None:
 
 class Supervisor:
     def __init__(self, task: Task, path: Path) -> None:
-        self._task = task
+        self._task = replace(task, config=held(task.config))
         self._path = path
         self._lock = threading.Lock()
         self._stopping = threading.Event()
@@ -225,6 +226,16 @@ class Supervisor:
             if first and self._stops is not None:
                 self._stops.grace = grace
                 self._stops.request()
+
+
+def held(config: MachineConfig) -> MachineConfig:
+    """``config`` with the image's files as this process holds them open: each start finds them, also when `uklimg
+    prune` or another build has taken them out of the store."""
+
+    def hold(path: Path) -> Path:
+        return Path(f"/proc/{os.getpid()}/fd/{os.open(path, os.O_RDONLY | os.O_CLOEXEC)}")
+
+    return replace(config, kernel=hold(config.kernel), initrd=hold(config.initrd) if config.initrd else None)
 
 
 def read_line(stream: socket.socket) -> bytes:
