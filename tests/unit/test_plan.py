@@ -13,6 +13,7 @@ from uklimg.digest import Digest
 from uklimg.errors import Location, UserError, UserErrors
 from uklimg.graph import Blob, Container, ContextTree, Host, Inline, Output, Step
 from uklimg.lock import Lock
+from uklimg.oci import HealthCheck
 from uklimg.plan import Assets, Options, Plan, Selected, plan
 from uklimg.recipes import init as init_recipe
 from uklimg.recipes import toolchain
@@ -167,6 +168,18 @@ def test_what_the_image_says() -> None:
     assert run.exposed_ports == ("6379/tcp",)
     assert (run.kernel_version, run.libc_version) == ("6.12.107", "1")
     assert run.env == {"A": "1"}
+
+
+def test_a_health_check_is_the_images_alone_and_has_defaults() -> None:
+    text = UKLFILE.replace("CMD [", "HEALTHCHECK --interval=1m --retries=5 CMD redis-cli ping\nCMD [")
+    found = planned(text)
+    assert changed(planned(), found) == {"image"}
+    check = HealthCheck(("redis-cli ping",), shell=True, interval=60 * 10**9, retries=5)
+    assert found.run.healthcheck == check
+    step = found.graph.step("image")
+    assert isinstance(step.action, Host)
+    assert run_config_of(step.action.params).healthcheck == check
+    assert planned(UKLFILE.replace("CMD [", "HEALTHCHECK NONE\nCMD [")).run.healthcheck is None
 
 
 ALL_BELOW_RUN = {"stage:build:4", "pick:1", "app:redis-server", "bzimage", "initramfs", "image"}

@@ -56,6 +56,7 @@ def _lines(name: str, summary: oci.Summary) -> list[tuple[str, str]]:
         ("Memory", f"{run.memory >> 20}M" if run.memory else ""),
         ("CPUs", str(run.cpus or "")),
         ("Stop signal", run.stop_signal),
+        ("Health check", shlex.join(run.healthcheck.command) if run.healthcheck else ""),
         ("Parameters", run.cmdline),
         *(("Label", f"{key}={value}") for key, value in sorted(run.labels.items())),
         *(("File", f"{file.path}  {size(file.size)}  {file.digest}") for file in summary.files),

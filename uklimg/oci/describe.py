@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from uklimg.digest import JSON, Digest
+from uklimg.oci.health import health_fields
 from uklimg.oci.image import BZIMAGE, FILES, ROLE, TARGET_LINUX, VMLINUX, RunConfig, run_config
 from uklimg.oci.model import ImageConfig, Index, Manifest
 
@@ -70,6 +71,7 @@ class Summary:
             "ports": list(run.exposed_ports),
             "volumes": list(run.volumes),
             "stop_signal": run.stop_signal,
+            "healthcheck": health_fields(run.healthcheck) if run.healthcheck else None,
             "memory": run.memory,
             "cpus": run.cpus,
             "cmdline": run.cmdline,

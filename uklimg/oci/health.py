@@ -47,13 +47,18 @@ _DEFAULT = HealthCheck(())
 
 
 def encode_health(check: HealthCheck) -> str:
-    """The label's value; defaults are left out."""
+    """The label's value."""
+    return canonical_json(health_fields(check)).decode()
+
+
+def health_fields(check: HealthCheck) -> dict[str, JSON]:
+    """What the label says, as JSON; defaults are left out."""
     values: dict[str, JSON] = {"Test": [_SHELL if check.shell else _EXEC, *check.argv]}
     for name, field in _NAMES.items():
         value = getattr(check, field)
         if value != getattr(_DEFAULT, field):
             values[name] = value
-    return canonical_json(values).decode()
+    return values
 
 
 def decode_health(text: str) -> HealthCheck | None:
