@@ -155,7 +155,7 @@ def test_remove_and_what_was_left(tmp_path: Path) -> None:
     (root / ".part-killed").mkdir()
     (root / "broken").mkdir()
     (root / "broken/state.json").write_text("{")
-    guests.create(record("next"))
+    guests.create(record("next", created=2.5))
     assert not (root / ".part-killed").exists(), "of somebody killed while making one"
     assert {one.name for one in guests.all()} == {"live", "next"}  # made in the same second
     assert guests.damaged() == [root / "broken"]
