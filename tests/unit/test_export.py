@@ -327,6 +327,17 @@ def test_the_script_for_qemu(tmp_path: Path) -> None:
     assert "ifname=tap3" in script(network="tap3") and "-netdev" not in script(network=NONE, cpus=1)
 
 
+def test_an_image_that_does_not_fit(tmp_path: Path) -> None:
+    """Said when it is written, not by a panic; of what gets its memory elsewhere nothing is known."""
+    work = job(tmp_path)
+    with work.files[oci.INITRAMFS].open("wb") as file:
+        file.truncate(160 * MIB)
+    for write in (microvm.firecracker, libvirt.libvirt, kubernetes.urunc):
+        with pytest.raises(UserError, match="does not fit into 256 MiB"):
+            write(work, tmp_path)
+    assert work.parameters()
+
+
 @pytest.mark.parametrize("name", ["Redis", "-a", "a_b", "x" * 64, "a\n"])
 def test_bad_names(tmp_path: Path, name: str) -> None:
     with pytest.raises(UserError, match="is no name"):

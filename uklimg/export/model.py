@@ -11,7 +11,8 @@ from pathlib import Path
 from uklimg import oci
 from uklimg.digest import Digest
 from uklimg.errors import UserError
-from uklimg.runner.machine import Accel, MachineConfig, Network, PortForward, TapNetwork, UserNetwork
+from uklimg.runner.fit import memory_needed
+from uklimg.runner.machine import MIB, Accel, MachineConfig, Network, PortForward, TapNetwork, UserNetwork
 from uklimg.runner.qemu import kernel_cmdline
 from uklimg.runner.request import RunOptions, configure
 
@@ -72,7 +73,16 @@ class Job:
         return f"From the image {self.digest} ({self.run.program}), by uklimg export."
 
     def machine(self, kernel: str, network: str) -> MachineConfig:
-        """The machine, its files in the current folder; ``network`` unless the user names one."""
+        """The machine, its files in the current folder; ``kernel``: VMLINUX or BZIMAGE; ``network`` unless the user
+        names one. UserError when the image does not fit into its memory."""
+        machine = self._machine(kernel, network)
+        needed = memory_needed(self.files[kernel], self.files[oci.INITRAMFS])
+        if machine.memory < needed:
+            hint = f"-m {-(-needed // MIB)}M at least"
+            raise UserError(f"the image does not fit into {machine.memory // MIB} MiB of memory", hint=hint)
+        return machine
+
+    def _machine(self, kernel: str, network: str) -> MachineConfig:
         wanted = self.wanted
         options = RunOptions(
             memory=wanted.memory, cpus=wanted.cpus, accel=wanted.accel or Accel.KVM, cmdline=wanted.cmdline
@@ -89,7 +99,7 @@ class Job:
 
     def parameters(self, *first: str, network: bool = True) -> str:
         """The kernel's parameters where the address comes by DHCP, with ``first`` before them."""
-        machine = self.machine(oci.BZIMAGE, USER)
+        machine = self._machine(oci.BZIMAGE, USER)
         if machine.network is not None:
             machine = replace(machine, network=UserNetwork() if network else None)
         return " ".join((*first, kernel_cmdline(machine)))
