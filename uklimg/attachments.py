@@ -10,6 +10,8 @@ from uklimg.digest import Digest
 from uklimg.signing import Signed
 from uklimg.store import Store
 
+MAX_TEXT = 64 << 20
+
 
 def subject_of(store: Store, root: oci.Descriptor) -> oci.Descriptor:
     """What artifacts are about: the image, or of a single manifest the index of the store that it is part of."""
@@ -71,16 +73,24 @@ def keep_signature(store: Store, signed: Signed, subject: oci.Descriptor) -> Non
     store.attach(attached.entry(artifact, signing.ARTIFACT, subject.digest))
 
 
+def signature_entries(store: Store, image: Digest) -> tuple[oci.Descriptor, ...]:
+    """The entries of an image's signatures."""
+    return tuple(
+        entry
+        for entry in store.index().manifests
+        if entry.artifact_type == signing.ARTIFACT and entry.annotations.get(attached.SUBJECT) == str(image)
+    )
+
+
 def signatures(store: Store, image: Digest) -> tuple[Signed, ...]:
     """Those that are remembered; nothing about them is checked."""
     found: list[Signed] = []
-    for entry in store.index().manifests:
-        if entry.artifact_type == signing.ARTIFACT and entry.annotations.get(attached.SUBJECT) == str(image):
-            parsed = oci.parse_manifest(store.read_blob(entry.digest), "a signature")
-            found += [
-                Signed(store.read_blob(layer.digest), layer.annotations[signing.SIGNATURE])
-                for layer in signing.layers_of(parsed)
-            ]
+    for entry in signature_entries(store, image):
+        parsed = oci.parse_manifest(store.read_blob(entry.digest), "a signature")
+        found += [
+            Signed(store.read_blob(layer.digest), layer.annotations[signing.SIGNATURE])
+            for layer in signing.layers_of(parsed)
+        ]
     return tuple(found)
 
 

@@ -5,6 +5,7 @@ A source (kernel, libc, library)::
     [source]
     name = "linux"                 # upstream's name
     version = "6.12.107"
+    license = "GPL-2.0-only WITH Linux-syscall-note"   # an SPDX expression, for bills of materials
     file = "linux_6.12.107.orig.tar.xz"
     size = 151398592               # bytes
     sha256 = "…"
@@ -95,7 +96,7 @@ class LibraryBuild:
 @dataclass(frozen=True)
 class SourceDefinition:
     """What ``source.toml`` says of an upstream source. ``libc`` and ``ukl`` are a kernel series' only, ``library`` is
-    a static library's, ``packages`` a libc's."""
+    a static library's, ``packages`` a libc's. ``license`` is an SPDX expression, "" where nobody wrote it down."""
 
     name: str
     version: str
@@ -104,6 +105,7 @@ class SourceDefinition:
     signature: str
     libc: str = ""
     ukl: Mapping[str, UklHow] = field(default_factory=dict)
+    license: str = ""
     library: LibraryBuild | None = None
     packages: tuple[str, ...] = ()
 
@@ -166,7 +168,7 @@ def parse_source(text: str, file: str) -> SourceDefinition:
     source = _Section(document, "source", file)
     name, version = source.text("name"), source.text("version")
     file_name, size, sha256 = source.text("file"), source.number("size"), source.text("sha256")
-    urls, signature = source.texts("urls"), source.text("signature")
+    urls, signature, license = source.texts("urls"), source.text("signature"), source.text("license", " ").strip()
     source.done()
     if not _FILE_NAME.fullmatch(file_name):
         raise source.error(f"file: {file_name!r} is not a file name")
@@ -186,7 +188,7 @@ def parse_source(text: str, file: str) -> SourceDefinition:
     packages = _packages(_Section(document, "libc", file)) if "libc" in document else ()
     _no_more(document, file)
     locked = LockedFile(file_name, digest, size, urls[0])
-    return SourceDefinition(name, version, locked, urls, signature, libc, ukl, library, packages)
+    return SourceDefinition(name, version, locked, urls, signature, libc, ukl, license, library, packages)
 
 
 def _packages(section: _Section) -> tuple[str, ...]:

@@ -13,16 +13,18 @@ from pathlib import Path
 
 import pytest
 from test_cli import Command, Result, add_image
+from test_evidence import with_blueprint
 from test_registry import Server, registry
 from trixietools import trixie
 
-from uklimg import attachments, oci, signing
+from uklimg import attached, attachments, blueprint, oci, signing
+from uklimg.cli import artifacts
 from uklimg.digest import Digest
-from uklimg.errors import ExitCode
+from uklimg.errors import ExitCode, ToolError
 from uklimg.ref import Reference
 from uklimg.remote.auth import NoCredentials
 from uklimg.remote.client import push
-from uklimg.remote.referrers import fallback_tag
+from uklimg.remote.referrers import fallback_tag, push_referrer
 from uklimg.remote.signatures import push_signature, signature_tag
 from uklimg.remote.transport import Transport
 from uklimg.store import Store
@@ -68,14 +70,20 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield running
 
 
-@pytest.fixture
-def machine(tmp_path: Path, server: Server) -> Machine:
-    (tmp_path / "keys").mkdir()
-    environ = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "UKLIMG_STORE": str(tmp_path / "store")}
-    made = Machine(Command(tmp_path / "keys", environ), server)
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory, server: Server) -> Path:
+    folder = tmp_path_factory.mktemp("keys")
+    made = Machine(Command(folder, {"PATH": os.environ["PATH"], "HOME": str(folder)}), server)
     assert made("keygen", "good").status == 0
     assert made("keygen", "--no-password", "other").status == 0
-    return made
+    return folder
+
+
+@pytest.fixture
+def machine(tmp_path: Path, server: Server, keys: Path) -> Machine:
+    shutil.copytree(keys, tmp_path / "keys")
+    environ = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "UKLIMG_STORE": str(tmp_path / "store")}
+    return Machine(Command(tmp_path / "keys", environ), server)
 
 
 Pushed = Callable[..., tuple[str, oci.Descriptor]]
@@ -378,11 +386,90 @@ def test_keys_that_openssl_made(machine: Machine, pushed: Pushed, tmp_path: Path
     assert machine.another(tmp_path / "other")("pull", "--verify", "ssl.pub", name).status == 0
 
 
+def listed(machine: Machine, name: str, root: oci.Descriptor) -> list[str]:
+    data, _ = machine.transport(name).manifest(fallback_tag(root.digest), "the list")
+    return [entry.artifact_type for entry in oci.parse_index(data).manifests]
+
+
+def test_what_is_attached_is_found_by_others_and_fetched_when_asked_for(machine: Machine, tmp_path: Path) -> None:
+    name = machine.name("attached:1")
+    root = add_image(machine.store, tmp_path, name)
+    with_blueprint(machine.store, root)
+    assert machine("push", "--sign", "good.key", name).status == 0
+    kinds = (attached.LOCK, attached.CONFIG, attached.SBOM, attached.PROVENANCE)
+    types = [signing.ARTIFACT, blueprint.ARTIFACT, *(kind.artifact_type for kind in kinds)]
+    assert listed(machine, name, root) == types
+    assert machine("push", "--sign", "good.key", name).status == 0
+    assert sorted(listed(machine, name, root)) == sorted(types), "twice is once"
+    argv = [trixie("oras"), "discover", "--plain-http", "--format", "json", name]
+    said = json.loads(subprocess.run(argv, check=True, capture_output=True, text=True).stdout)
+    assert sorted(entry["artifactType"] for entry in said["manifests"]) == sorted(types)
+
+    other = machine.another(tmp_path / "other")
+    assert other("pull", "--verify", "good.pub", name).status == 0
+    assert [kind for kind, *_ in artifacts.listed(other.store, root)] == ["blueprint", "signature"]
+    for kind in kinds:
+        shown = [m("inspect", f"--{kind.name}", *options, name) for m, options in ((machine, ()), (other, VERIFIED))]
+        assert [result.status for result in shown] == [0, 0], shown[1].err
+        assert shown[0].out == shown[1].out
+    inspected = json.loads(other("inspect", *VERIFIED, "--format", "json", name).out)
+    assert [entry["verified"] for entry in inspected["signatures"]] == [True]
+    assert inspected["signatures"][0]["name"] == name.rpartition(":")[0]
+    assert {entry["kind"] for entry in inspected["attached"]} >= {"sbom", "provenance", "signature"}
+    # Signed by somebody else, what was fetched is not shown.
+    done = other("inspect", "--sbom", "--verify", "other.pub", name)
+    assert done.status == ExitCode.UNTRUSTED
+    assert not done.out
+
+
+VERIFIED = ("--verify", "good.pub")
+
+
+def test_a_bill_of_materials_that_somebody_else_attached(machine: Machine, pushed: Pushed, tmp_path: Path) -> None:
+    name, root = pushed()
+    store = machine.store
+    store.put_bytes(attached.NO_CONFIG)
+    forged = {"sbom.cdx.json": store.put_bytes(b'{"components":[]}')}
+    artifact = store.put_bytes(attached.manifest(attached.SBOM, forged, root).encode(), oci.MANIFEST)
+    entry = attached.entry(artifact, attached.SBOM.artifact_type, root.digest)
+    push_referrer(entry, root.digest, store, machine.transport(name))
+    careful = machine.another(tmp_path / "careful")
+    assert careful("pull", *VERIFIED, name).status == 0
+    done = careful("inspect", "--sbom", *VERIFIED, name)
+    assert (done.status, done.out) == (ExitCode.UNTRUSTED, "")
+    assert "its sbom is not signed" in done.err
+    assert not careful.store.has(artifact.digest)
+    # Fetched once by somebody who does not look, it is still not trusted.
+    assert careful("inspect", "--sbom", name).out == '{"components":[]}'
+    assert careful("inspect", "--sbom", *VERIFIED, name).status == ExitCode.UNTRUSTED
+
+
+@pytest.mark.parametrize(
+    ("options", "kinds"),
+    [
+        (("--attach", "none"), []),
+        (("--attach", "lock"), ["lock"]),
+        (("--attach", "sbom,config"), ["sbom", "config"]),
+        (("--no-blueprint",), None),
+    ],
+)
+def test_what_is_attached_is_the_users_choice(
+    machine: Machine, tmp_path: Path, options: tuple[str, ...], kinds: list[str] | None
+) -> None:
+    name = machine.name(f"chosen-{'-'.join(kinds or ['nothing'])}-{len(options)}:1")
+    root = add_image(machine.store, tmp_path, name, labels={"choice": " ".join(options)})
+    with_blueprint(machine.store, root)
+    assert machine("push", *options, name).status == 0
+    if kinds is None:
+        with pytest.raises(ToolError):
+            listed(machine, name, root)
+        return
+    types = [blueprint.ARTIFACT, *(attached.KINDS[kind].artifact_type for kind in kinds)]
+    assert listed(machine, name, root) == types
+
+
 def test_what_is_attached_must_be_signed_too(machine: Machine, pushed: Pushed, tmp_path: Path) -> None:
     """A blueprint that somebody else attached does not come with the image."""
-    from uklimg import blueprint
-    from uklimg.remote.referrers import push_referrer
-
     name, root = pushed()
     store, transport = machine.store, machine.transport(name)
     files = {

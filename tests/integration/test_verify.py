@@ -9,19 +9,23 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
 from privatestore import kernel_keys, store_of
 from test_build import ROOT, Project, Result
 from test_image import make
 from test_registry import registry, skopeo
 
-from uklimg import blueprint, blueprints, oci
+from uklimg import attached, blueprint, blueprints, oci, symbols
+from uklimg.cli.run import boot_file
 from uklimg.digest import Digest
 from uklimg.errors import ExitCode
+from uklimg.lock import LockedBase, parse_lock
 from uklimg.store import Store
 
 pytestmark = [pytest.mark.integration, pytest.mark.boot]  # boot: the kernel is made before the first of them
@@ -171,9 +175,12 @@ def test_an_image_of_a_registry_is_made_again_from_what_it_carries(built: Built,
             "inspect", "--raw", "--tls-verify=false", f"docker://{server.host}/team/hello:sha256-{built.digest.hex}"
         )
         listed = oci.parse_index(raw.encode()).manifests
-        assert [(entry.digest, entry.artifact_type) for entry in listed] == [
-            (carried(built).artifact.digest, blueprint.ARTIFACT)
-        ]
+        assert listed[0].digest == carried(built).artifact.digest
+        # Bills of materials and the like from two machines are the same, and one that did not build it says nothing
+        # about how it was built.
+        kinds = (attached.LOCK, attached.CONFIG, attached.SBOM, attached.PROVENANCE)
+        types = [blueprint.ARTIFACT, *(kind.artifact_type for kind in kinds)]
+        assert sorted(entry.artifact_type for entry in listed) == sorted(types)
         # And a blueprint that is damaged there does not keep anybody from the image.
         victim = server.blob(carried(built).files[blueprint.UKLFILE].digest)
         victim.write_bytes(b"FROM something else")
@@ -184,6 +191,64 @@ def test_an_image_of_a_registry_is_made_again_from_what_it_carries(built: Built,
     found = elsewhere.uklimg("--store", str(tmp_path / "third"), "verify", name)
     assert found.status == ExitCode.NOT_FOUND
     assert "carries nothing that it could be built from" in found.err
+
+
+def test_what_is_attached_travels_with_an_image(built: Built, tmp_path: Path) -> None:
+    """Symbols, bill of materials and provenance of a real build, signed, to a machine that has nothing."""
+    with registry(tmp_path / "registry") as server:
+        name = f"{server.host}/team/hello:1"
+        key, public = tmp_path / "my.key", tmp_path / "my.pub"
+        assert built.uklimg("keygen", "--no-password", str(tmp_path / "my")).status == 0
+        options = ("--attach", "all", "--sign", str(key), "--builder", "https://ci.example/1")
+        pushed = built.uklimg("push", *options, TAG, name)
+        assert pushed.status == 0, pushed.err
+        other = Project(tmp_path)
+        store = ("--store", str(tmp_path / "other"))
+        pulled = other.uklimg(*store, "pull", "--verify", str(public), name)
+        assert pulled.status == 0, pulled.err
+        assert "without" not in pulled.err
+        out = tmp_path / "out"
+        out.mkdir()
+        argv = ("artifacts", "--verify", str(public), "-o", str(out), name, *attached.KINDS)
+        found = other.uklimg(*store, *argv)
+        assert found.status == 0, found.err
+    files = {path.name: path for path in out.iterdir()}
+    assert set(files) == {
+        *("Uklfile.lock", "kernel.config", "sbom.cdx.json", "provenance.json", "vmlinux", "hello.debug")
+    }
+    assert symbols.elf_symbols(files["vmlinux"])["start_kernel"] > 0
+    application = symbols.elf_symbols(files["hello.debug"])
+    assert application["main"] > 0
+    # What the image itself says of its application is the same functions.
+    image = kernel_of(Store(tmp_path / "other"), name)
+    told = symbols.embedded_functions(image)
+    assert told["main"] >= application["main"]
+    assert {"main", "printf", "malloc"} <= set(told) & set(application)
+    check_documents(files, built)
+
+
+def kernel_of(store: Store, name: str) -> Path:
+    """The kernel file of an image of the store."""
+    image = oci.read_image(lambda blob: store.read_blob(blob.digest), store.tags()[name])
+    return boot_file(store, image, oci.VMLINUX)
+
+
+def check_documents(files: Mapping[str, Path], built: Built) -> None:
+    text = files["sbom.cdx.json"].read_text()
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
+    found = {entry["bom-ref"]: entry for entry in json.loads(text)["components"]}
+    lock = parse_lock(files["Uklfile.lock"].read_text())
+    (base,) = (entry for entry in lock.entries if isinstance(entry, LockedBase))
+    packages = {package.name: found[f"package:{package.name}@{package.version}"] for package in base.packages}
+    assert packages["libc6-dev"]["scope"] == "required"
+    # Out of the base image's copyright files; links between packages' folders are followed.
+    assert {"license": {"id": "LGPL-2.1-or-later"}} in packages["libc6-dev"]["licenses"]
+    assert packages["zlib1g-dev"]["licenses"] != packages["gcc"]["licenses"]
+    assert len([ref for ref in found if ref.startswith("patch:kernel:")]) > 10
+    statement = json.loads(files["provenance.json"].read_text())
+    assert statement["subject"][0]["digest"]["sha256"] == built.digest.hex
+    assert statement["predicate"]["runDetails"]["builder"]["id"] == "https://ci.example/1"
+    assert statement["predicate"]["buildDefinition"]["externalParameters"]["buildArgs"] == {"VERSION": "7"}
 
 
 def test_a_step_that_makes_other_bytes_each_time_is_named(built: Built, tmp_path: Path) -> None:

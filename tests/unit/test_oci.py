@@ -279,12 +279,13 @@ def test_description() -> None:
     assert summary.size == small + sum(blob.size for blob in LAYERS.values())
     assert [p.platform for p in summary.platforms] == ["linux/amd64", "qemu/x86_64", "fc/x86_64"]
     assert any("no KASLR" in note for note in summary.notes)
-    assert not any("UKL" in note for note in summary.notes)
     weaker = oci.assemble(LAYERS, replace(RUN, ukl_options=("BYP", "SHORTCUT")))
     blobs = {blob.descriptor.digest: blob.data for blob in weaker.blobs}
     image = oci.read_image(lambda blob: blobs[blob.digest], weaker.index)
-    noted = oci.describe(image.index, image.manifests, image.config, weaker.index.digest).notes
-    assert any("HARDENED_USERCOPY" in note for note in noted)
+    weakens = oci.describe(image.index, image.manifests, image.config, weaker.index.digest).weakens
+    assert [text.partition(":")[0] for text in weakens] == ["UKL", "BYP", "SHORTCUT"]
+    assert "HARDENED_USERCOPY" in weakens[2]
+    assert [text.partition(":")[0] for text in summary.weakens] == ["UKL", "BYP", "RET"]
     value = summary.as_json()
     assert isinstance(value, dict)
     assert value["memory"] == 256 << 20 and value["ukl"] == ["BYP", "RET"] and value["ports"] == ["6379/tcp"]

@@ -118,9 +118,10 @@ def _build(
 def _push(
     args: argparse.Namespace, host: Host, names: list[Reference], root: oci.Descriptor, store: Store, sink: Console
 ) -> None:
-    from uklimg.cli import push  # imports what a build does not need
+    from uklimg.cli import publish  # imports what a build does not need
 
+    wanted = publish.Publishing(kinds=publish.USUAL)
     for name in names:
         if name.host:
-            push.pushed(name, root, replace(host, plain_http=args.plain_http), store, sink)
+            publish.publish(name, root, wanted, store, replace(host, plain_http=args.plain_http), sink)
             sink(Note(f"pushed {name.name}@{root.digest}"))

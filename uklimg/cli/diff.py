@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
-from uklimg import attachments, blueprint, blueprints, oci
+from uklimg import attached, attachments, blueprint, blueprints, oci, symbols
 from uklimg.cli import options
+from uklimg.cli import run as run_verb
 from uklimg.cli.host import Host
 from uklimg.compare import Difference
 from uklimg.console import console
-from uklimg.digest import JSON
+from uklimg.digest import JSON, Digest
+from uklimg.evidence import gather
 from uklimg.lock import LockedBase, LockedImage, LockedPackages, parse_lock
 from uklimg.rebuild import image_pairs
 from uklimg.store import Store
@@ -20,9 +23,12 @@ NAME = "diff"
 HELP = "say what differs between two images"
 SHOWN = 40
 # What says nothing about the image but which one it is.
-_IDENTITY = ("digest", "size", "files", "platforms", "notes")
+_IDENTITY = ("digest", "size", "files", "platforms", "notes", "weakens")
+
+APPLICATION, KERNEL = "application", "kernel"
 
 Values = Mapping[str, str]
+Change = tuple[str, str, str]
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -33,7 +39,8 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 @dataclass(frozen=True)
 class _Side:
-    """One of the two images. What only a blueprint says is None without one."""
+    """One of the two images. What only a blueprint says is None without one; ``symbols``: sizes by name, of the
+    application and the kernel, as far as they are known."""
 
     name: str
     image: oci.Descriptor
@@ -41,12 +48,15 @@ class _Side:
     kernel: Values | None
     locked: Values | None
     steps: Values | None
+    symbols: Mapping[str, Values] = field(default_factory=dict)
 
 
 def run(args: argparse.Namespace, host: Host) -> int:
     with console("plain", host.stderr) as sink:
         store = host.store(sink)
         first, second = (_side(text, store) for text in (args.first, args.second))
+        if first.image.digest != second.image.digest:
+            first, second = (replace(side, symbols=symbols_of(store, side.image)) for side in (first, second))
         found = {pair.name: pair.differences() for pair in image_pairs(store, first.image, store, second.image)}
     files = [item for items in found.values() for item in items]
     sections = {
@@ -54,6 +64,10 @@ def run(args: argparse.Namespace, host: Host) -> int:
         "kernel configuration": _changes(first.kernel, second.kernel),
         "locked inputs": _changes(first.locked, second.locked),
         "steps": _changes(first.steps, second.steps),
+        **{
+            f"{whose} symbols": _by_difference(_changes(first.symbols.get(whose), second.symbols.get(whose)))
+            for whose in (APPLICATION, KERNEL)
+        },
     }
     if args.format == "json":
         options.print_json(host, _json(first, second, sections, files))
@@ -112,7 +126,41 @@ def locked_inputs(text: str) -> Values:
     return found
 
 
-def _changes(before: Values | None, after: Values | None) -> list[tuple[str, str, str]] | None:
+def symbols_of(store: Store, root: oci.Descriptor) -> Mapping[str, Values]:
+    """Sizes of symbols by whose they are: of the files that were attached to the image or that its build left here,
+    else, of the application's functions only, of the image itself."""
+    subject = attachments.subject_of(store, root)
+    found: dict[str, Values] = {}
+    for name, path in _symbol_files(store, subject.digest):
+        found[KERNEL if name == gather.VMLINUX else APPLICATION] = _sizes(symbols.elf_symbols(path))
+    image = options.read_image(store, root)
+    if APPLICATION not in found and image.run.target == oci.TARGET_UKL:
+        path = run_verb.boot_file(store, image, oci.VMLINUX)
+        found[APPLICATION] = _sizes(symbols.embedded_functions(path))
+    return found
+
+
+def _symbol_files(store: Store, image: Digest) -> list[tuple[str, Path]]:
+    entry = attachments.entry_of(store, image, attached.DEBUG)
+    if entry is not None and attachments.is_there(store, entry):
+        files = attachments.files(store, entry, attached.DEBUG, image)
+        return [(name, store.verified_path(blob.digest)) for name, blob in files.items()]
+    carried = blueprints.read(store, image)
+    return list(gather.symbol_files(store, carried)) if carried is not None else []
+
+
+def _sizes(found: Mapping[str, int]) -> Values:
+    return {name: str(size) for name, size in found.items()}
+
+
+def _by_difference(changes: list[Change] | None) -> list[Change] | None:
+    """What grew or shrank most first."""
+    if changes is None:
+        return None
+    return sorted(changes, key=lambda change: (-abs(int(change[2] or 0) - int(change[1] or 0)), change[0]))
+
+
+def _changes(before: Values | None, after: Values | None) -> list[Change] | None:
     """(name, value before, value after), "" where it is missing; None when one side is not known."""
     if before is None or after is None:
         return None
@@ -123,11 +171,14 @@ def _changes(before: Values | None, after: Values | None) -> list[tuple[str, str
 def _print(
     host: Host,
     sides: tuple[_Side, _Side],
-    sections: Mapping[str, list[tuple[str, str, str]] | None],
+    sections: Mapping[str, list[Change] | None],
     files: list[Difference],
 ) -> None:
     for title, changes in sections.items():
         if changes is None:
+            if title.endswith("symbols"):
+                host.print(f"{title}: not known; `uklimg artifacts REF debug` fetches them")
+                continue
             without = " and ".join(side.name for side in sides if side.kernel is None)
             host.print(f"{title}: not known, for {without} carries no blueprint")
         elif changes:
@@ -150,7 +201,7 @@ def _limited(host: Host, lines: list[str]) -> None:
 def _json(
     first: _Side,
     second: _Side,
-    sections: Mapping[str, list[tuple[str, str, str]] | None],
+    sections: Mapping[str, list[Change] | None],
     files: list[Difference],
 ) -> JSON:
     return {

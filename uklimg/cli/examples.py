@@ -100,6 +100,7 @@ EXAMPLES: Mapping[str, tuple[tuple[str, str], ...]] = {
     "inspect": (
         ("uklimg inspect redis:8", "program, kernel, ports, memory, files"),
         ("uklimg inspect sha256:0123abcd --format json", "by the first digits of the digest"),
+        ("uklimg inspect --sbom redis:8", "its bill of materials (CycloneDX)"),
     ),
     "history": (
         ("uklimg history redis:8", "the steps that made it, their keys, what they left and how long they took"),
@@ -134,6 +135,10 @@ EXAMPLES: Mapping[str, tuple[tuple[str, str], ...]] = {
     "pull": (
         ("uklimg pull registry.example.com/me/redis:8", "into the store"),
         ("uklimg pull --verify uklimg.pub registry.example.com/me/redis:8", "only if it is signed with that key"),
+    ),
+    "artifacts": (
+        ("uklimg artifacts redis:8", "the blueprint, bill of materials, signatures, … of an image"),
+        ("uklimg artifacts registry.example.com/me/redis:8 debug -o /tmp", "its symbols, for gdb"),
     ),
     "keygen": (
         ("uklimg keygen release", "release.key, which stays at home, and release.pub, which everybody may have"),

@@ -50,6 +50,7 @@ VERBS = (
     "pull",
     "login",
     "logout",
+    "artifacts",
     "keygen",
     "sign",
     "save",

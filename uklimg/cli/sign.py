@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from uklimg import attachments, oci
@@ -39,7 +39,9 @@ def run(args: argparse.Namespace, host: Host) -> int:
         transport = host.connect(target)
         with store.session():
             root = _root(args.ref, target, store, transport)
-            count = sign_image(key, target, root, store, transport, sink)
+            # What is attached here and there.
+            parts = [e for e in attachments.entries(store, root.digest) if transport.has_manifest(e.digest)]
+            count = sign_image(key, target, root, parts, store, transport, sink)
     host.print(f"{target.name}@{root.digest} {count} signatures with sha256:{key.public.fingerprint}")
     return 0
 
@@ -62,9 +64,15 @@ def _root(text: str, target: Reference, store: Store, transport: Transport) -> o
 
 
 def sign_image(
-    key: PrivateKey, target: Reference, root: oci.Descriptor, store: Store, transport: Transport, sink: Console
+    key: PrivateKey,
+    target: Reference,
+    root: oci.Descriptor,
+    parts: Sequence[oci.Descriptor],
+    store: Store,
+    transport: Transport,
+    sink: Console,
 ) -> int:
-    """Sign an index or manifest, the manifests in it, and what is attached to it here; how many that was.
+    """Sign an index or manifest, the manifests in it, and ``parts``, which are attached to it; how many that was.
 
     Each is signed as an image of the repository, and the signature put beside it there. The caller holds a session.
     """
@@ -72,7 +80,7 @@ def sign_image(
     from uklimg.remote.signatures import push_signature
 
     count = 0
-    for subject in (root, *_below(store, root), *attachments.entries(store, root.digest)):
+    for subject in (root, *_below(store, root), *parts):
         signed = key.sign(signing.payload_of(signing.Claim(subject.digest, target.name)))
         push_signature(signed, subject, store, transport, sink, refer=subject == root)
         if subject == root:

@@ -12,9 +12,13 @@ from uklimg.oci.model import ImageConfig, Index, Manifest
 
 _KASLR = "vmlinux has no KASLR: PVH starts it where it was linked; bzImage has (run --boot bzimage)"
 
-# UKL options that take away a protection.
+# What UKL takes away, by option; docs/kernel.md and docs/security.md.
+_UKL = "UKL: the program runs at CPL 0 and can read and write the whole guest; what contains it is the hypervisor"
 _WEAKENS = {
-    "SHORTCUT": "UKL SHORTCUT: HARDENED_USERCOPY does not check the program's copies",
+    "BYP": "BYP: system calls do no speculation barriers (nor, for the program, do others) and erase no stack",
+    "SHORTCUT": "SHORTCUT: HARDENED_USERCOPY does not check the program's copies, inotify and /proc/PID/io miss them",
+    "RET": "RET: the 16 bytes at RSP-144 are overwritten at any moment, and returns do not serialise the processor",
+    "RTC": "RTC: a thread that never blocks keeps its processor but for 50 ms of each second",
 }
 _TWIN = "the plain-Linux twin: the program is an ordinary process, and the kernel has no UKL"
 _NOT_REPRODUCIBLE = "not reproducible: a step of its build used RUN --mount=type=cache"
@@ -41,7 +45,8 @@ class PlatformSummary:
 
 @dataclass(frozen=True)
 class Summary:
-    """``size``: bytes of all blobs, shared ones once. ``run`` has versions, options, command, ports and the like."""
+    """``size``: bytes of all blobs, shared ones once. ``run`` has versions, options, command, ports and the like.
+    ``weakens``: which protections UKL and its options take away."""
 
     digest: Digest
     run: RunConfig
@@ -50,6 +55,7 @@ class Summary:
     size: int
     created: str
     notes: tuple[str, ...]
+    weakens: tuple[str, ...] = ()
 
     def as_json(self) -> JSON:
         """For ``--format json``; keys are stable."""
@@ -81,6 +87,7 @@ class Summary:
             "platforms": [
                 {"platform": p.platform, "manifest": str(p.manifest), "size": p.size} for p in self.platforms
             ],
+            "weakens": list(self.weakens),
             "notes": list(self.notes),
         }
 
@@ -110,7 +117,9 @@ def describe(index: Index, manifests: Sequence[Manifest], config: ImageConfig, d
         notes=(
             *((_TWIN,) if run.target == TARGET_LINUX else ()),
             *((_KASLR,) if VMLINUX in layers or BZIMAGE in layers else ()),
-            *(_WEAKENS[option] for option in run.ukl_options if option in _WEAKENS),
             *(() if run.reproducible else (_NOT_REPRODUCIBLE,)),
         ),
+        weakens=()
+        if run.target == TARGET_LINUX
+        else (_UKL, *(_WEAKENS[option] for option in run.ukl_options if option in _WEAKENS)),
     )
