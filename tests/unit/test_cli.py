@@ -97,7 +97,21 @@ def test_every_verb_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_build_imports_no_library_that_it_need_not_use() -> None:
     """The start is most of what a build in which nothing changed takes."""
-    heavy = ("concurrent.futures", "debian", "docker", "oras", "requests", "sh", "tomlkit", "tqdm", "urllib3")
+    heavy = (
+        "concurrent.futures",
+        "cryptography",
+        "cyclonedx",
+        "debian",
+        "elftools",
+        "nacl",
+        "docker",
+        "oras",
+        "requests",
+        "sh",
+        "tomlkit",
+        "tqdm",
+        "urllib3",
+    )
     code = (
         f"import sys; from uklimg.cli.main import parser; parser(['build']); print({{*{heavy}}} & {{*sys.modules}})"
     )
