@@ -17,10 +17,14 @@ _MAGIC = b"UKLAPP1\0"
 _MAX_TABLE = 64 << 20
 
 
+class NoSymbolsError(CorruptError):
+    """A file is not the ELF file that it should be."""
+
+
 def elf_symbols(path: Path) -> Mapping[str, int]:
     """Bytes of each function and object by name, those of one name added up; empty for a file without symbols.
 
-    CorruptError when it is no ELF file.
+    NoSymbolsError when it is no ELF file.
     """
     from elftools.common.exceptions import ELFError
     from elftools.elf.elffile import ELFFile
@@ -34,7 +38,7 @@ def elf_symbols(path: Path) -> Mapping[str, int]:
                 if symbol["st_size"] and symbol["st_info"]["type"] in ("STT_FUNC", "STT_OBJECT", "STT_TLS"):
                     sizes[symbol.name] += symbol["st_size"]
     except (ELFError, struct.error, ValueError, KeyError) as error:
-        raise CorruptError(f"{path.name} is no ELF file with symbols: {str(error)[:80]}") from None
+        raise NoSymbolsError(f"{path.name} is no ELF file with symbols: {str(error)[:80]}") from None
     return dict(sizes)
 
 
@@ -51,7 +55,7 @@ def embedded_functions(path: Path) -> Mapping[str, int]:
                 if header.startswith(_MAGIC) and len(header) == _HEADER.size:
                     return _table(stream, segment["p_offset"], header)
     except (ELFError, struct.error, ValueError, UnicodeDecodeError) as error:
-        raise CorruptError(f"{path.name} is no kernel with an application: {str(error)[:80]}") from None
+        raise NoSymbolsError(f"{path.name} is no kernel with an application: {str(error)[:80]}") from None
     return {}
 
 

@@ -175,7 +175,7 @@ def test_an_image_of_a_registry_is_made_again_from_what_it_carries(built: Built,
             "inspect", "--raw", "--tls-verify=false", f"docker://{server.host}/team/hello:sha256-{built.digest.hex}"
         )
         listed = oci.parse_index(raw.encode()).manifests
-        assert listed[0].digest == carried(built).artifact.digest
+        assert carried(built).artifact.digest in [entry.digest for entry in listed]
         # Bills of materials and the like from two machines are the same, and one that did not build it says nothing
         # about how it was built.
         kinds = (attached.LOCK, attached.CONFIG, attached.SBOM, attached.PROVENANCE)
@@ -223,7 +223,7 @@ def test_what_is_attached_travels_with_an_image(built: Built, tmp_path: Path) ->
     image = kernel_of(Store(tmp_path / "other"), name)
     told = symbols.embedded_functions(image)
     assert told["main"] >= application["main"]
-    assert {"main", "printf", "malloc"} <= set(told) & set(application)
+    assert len(set(told) & set(application)) > 500, "of several names at one place it knows one"
     check_documents(files, built)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import struct
 from collections.abc import Mapping
@@ -19,7 +20,7 @@ from in_toto_attestation.v1.statement import Statement
 from test_cli import Command, add_image
 from test_signing import uklimg as uklimg  # a fixture
 
-from uklimg import attached, attachments, blueprint, blueprints, oci, symbols
+from uklimg import attached, attachments, blueprint, blueprints, cpio, oci, symbols
 from uklimg.blueprint import Blueprint, StepRecord
 from uklimg.data import Data, find_data
 from uklimg.digest import Digest
@@ -30,6 +31,7 @@ from uklimg.evidence.parts import Part, Recipe, Scope, parts_of
 from uklimg.evidence.provenance import provenance
 from uklimg.evidence.sbom import NOASSERTION, sbom
 from uklimg.graph import Kind as ResultKind
+from uklimg.imagebuild import build_image
 from uklimg.link import embed
 from uklimg.lock import (
     ComponentKind,
@@ -426,3 +428,48 @@ def test_functions_that_an_image_tells_its_kernel_about(tmp_path: Path) -> None:
         with pytest.raises(CorruptError):
             read(tmp_path / "none")
     assert symbols.elf_symbols(tmp_path / "vmlinux") == {}
+
+
+def image_of(store: Store, folder: Path, name: str, functions: list[tuple[int, str]], initramfs: bytes) -> None:
+    """An image whose kernel has an application with ``functions``."""
+    code = b"\x90" * 0x100
+    folder.mkdir()
+    content = embed.blob("x", (code, b"rest"), (code, b"rest"), 1 << 20, embed.symbol_table(functions, 0x1000, 0x100))
+    paths = {role: folder / role for role in oci.PATHS}
+    vmlinux(paths[oci.VMLINUX], content)
+    paths[oci.BZIMAGE].write_bytes(b"bzImage")
+    paths[oci.INITRAMFS].write_bytes(initramfs)
+    root = build_image(paths, folder / "layout", oci.RunConfig(program="x", cmdline=f"named={name}"))
+    for blob in (folder / "layout/blobs/sha256").iterdir():
+        store.put_file(blob)
+    store.tag(f"{name}:latest", root)
+
+
+def initramfs_of(permissions: int, **contents: str) -> bytes:
+    made = io.BytesIO()
+    cpio.write([cpio.regular(name, text.encode(), permissions) for name, text in contents.items()], made, mtime=0)
+    return made.getvalue()
+
+
+def test_diff_compares_sizes_of_functions(uklimg: Command, tmp_path: Path) -> None:
+    """Of the image itself, since there are no files with symbols; and what else differs."""
+    small, large = [(0x1000, "main"), (0x1040, "gone"), (0x1050, "same")], [(0x1000, "main"), (0x1060, "same")]
+    image_of(uklimg.store, tmp_path / "a", "a", [*small, (0x10B0, "end")], initramfs_of(0o644, a="x", b="y"))
+    other = initramfs_of(0o600, a="xx", c="z")
+    image_of(uklimg.store, tmp_path / "b", "b", [*large, (0x10C0, "end")], other)
+    said = json.loads(uklimg("diff", "a", "b", "--format", "json").out)
+    assert said["application_symbols"] == [
+        {"name": "main", "before": "64", "after": "96"},
+        {"name": "end", "before": "80", "after": "64"},
+        {"name": "gone", "before": "16", "after": ""},
+    ]
+    assert said["kernel_symbols"] is None
+    assert {"name": "cmdline", "before": "named=a", "after": "named=b"} in said["configuration"]
+    files = {entry["path"]: entry for entry in said["files"]}
+    assert {"initrd/a", "initrd/b", "initrd/c"} <= set(files)
+    assert (files["initrd/a"]["before"]["size"], files["initrd/a"]["after"]["size"]) == (1, 2)
+    assert [files["initrd/a"][side]["about"][:10] for side in ("before", "after")] == ["-rw-r--r--", "-rw-------"]
+    assert (files["initrd/b"]["after"], files["initrd/c"]["before"]) == (None, None)
+    text = uklimg("diff", "a", "b").out
+    assert "application symbols:\n  main: 64 -> 96\n" in text
+    assert "kernel symbols: not known" in text
