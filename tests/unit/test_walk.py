@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from uklimg.errors import InternalError
@@ -29,6 +29,7 @@ def graphs(draw: st.DrawFn) -> Graph:
     return Graph.of(steps, f"s{count - 1}")
 
 
+@settings(deadline=None)
 @given(graphs(), st.data())
 def test_any_walk(graph: Graph, data: st.DataObject) -> None:
     keys = sorted({graph.keys[one.id] for one in graph.steps})
