@@ -28,6 +28,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("ref", metavar="REF", help="an image of the store, or HOST/NAME@DIGEST")
     parser.add_argument("to", metavar="TO", nargs="?", default="", help="HOST/NAME, when REF names no registry")
+    options.add_plain_http(parser)
     options.add_progress(parser)
 
 
