@@ -2,10 +2,11 @@
 # Programs of Debian 13 for the tests, unpacked beside this machine's own: bin/NAME in a folder of the user's cache starts
 # one with the libraries that it was made for. Prints that folder. Quick when all is there.
 #
-# Why not the machine's: Debian 12 has no cosign and no oras, and its skopeo cannot verify sigstore signatures.
+# Why not the machine's: Debian 12 has no cosign and no oras, its skopeo cannot verify sigstore signatures, and its
+# docker-compose is the old one. umoci is the same in both.
 set -euo pipefail
 
-PROGRAMS=(cosign oras skopeo)
+PROGRAMS=(cosign oras skopeo umoci docker-compose)
 # What they need and the package that has it (a libc comes along, so all of it must be trixie's).
 PACKAGES=("${PROGRAMS[@]}" libc6 libgpgme11t64 libassuan9 libgpg-error0 libsqlite3-0)
 

@@ -1,4 +1,4 @@
-"""Programs of Debian 13 that scripts/trixie.sh unpacked for the tests: cosign, oras, skopeo."""
+"""Programs of Debian 13 that scripts/trixie.sh unpacked for the tests: cosign, oras, skopeo and others."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 import jsonschema
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from uklimg import oci
@@ -230,6 +230,25 @@ def test_run_config_survives_every_platform() -> None:
         assert oci.run_config(oci.parse_config(read(manifest.config))) == RUN
 
 
+def test_an_image_whose_annotations_another_tool_lost() -> None:
+    """A single manifest with the same configuration and layers, as podman writes it; of packed ones it is said."""
+    linux = IMAGE.manifests[0]
+    for suffix in ("", "+gzip"):
+        bare = tuple(replace(one.bare(), media_type=f"{oci.LAYER}{suffix}") for one in linux.layers)
+        data = oci.Manifest(linux.config, bare).encode()
+        root = oci.Descriptor.of(oci.MANIFEST, data)
+        image = oci.read_image(lambda blob, data=data: data if blob.digest not in BLOBS else read(blob), root)  # type: ignore[misc]
+        assert image.run == RUN
+        for role in oci.PATHS:
+            if suffix:
+                with pytest.raises(UserError, match="was packed by another tool"):
+                    image.file(role)
+            else:
+                assert image.file(role).digest == LAYERS[role].digest
+    with pytest.raises(UserError, match="holds no kernel"):
+        image.file("kernel")
+
+
 def test_argv() -> None:
     assert RUN.argv == ("redis-server", "/etc/redis.conf")
     assert RUN.argv_with(["other"]) == ("other",)
@@ -242,6 +261,7 @@ def test_argv() -> None:
 _TEXTS = st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=8), max_size=4).map(tuple)
 
 
+@settings(deadline=None)  # a loaded machine is no fault
 @given(
     _TEXTS,
     _TEXTS,
@@ -315,6 +335,7 @@ def test_an_ordinary_image_is_not_ours() -> None:
 # Layers of one file
 
 
+@settings(deadline=None)  # a loaded machine is no fault
 @given(st.integers(0, 5000))
 def test_layer_is_a_tar_with_one_file(size: int) -> None:
     data = layer.of_bytes("/a/b", b"x" * size)
@@ -462,6 +483,7 @@ def test_bad_run_configurations_are_corrupt(change: Schema) -> None:
         oci.run_config(replace(IMAGE.config, **change))
 
 
+@settings(deadline=None)  # a loaded machine is no fault
 @given(st.binary(max_size=200))
 def test_any_bytes_parse_or_are_corrupt(data: bytes) -> None:
     for parse in (oci.parse_index_or_manifest, oci.parse_config):
@@ -477,6 +499,7 @@ _JSON = st.recursive(
 )
 
 
+@settings(deadline=None)  # a loaded machine is no fault
 @given(st.sampled_from(sorted(GOOD)), _JSON)
 def test_any_field_parses_or_is_corrupt(field: str, value: JSON) -> None:
     try:

@@ -148,8 +148,12 @@ def image_config(run: RunConfig, platform: Platform, layers: Sequence[Descriptor
         volumes=run.volumes,
         labels={**run.labels, **own, **(urunc_fields(run) if platform == LINUX else {})},
         stop_signal=run.stop_signal,
-        history=tuple(History(f"uklimg {blob.annotations.get(ROLE, URUNC_FILE)}") for blob in layers),
+        history=tuple(History(_created_by(blob.annotations.get(ROLE, URUNC_FILE))) for blob in layers),
     )
+
+
+def _created_by(role: str) -> str:
+    return f"uklimg {role}"
 
 
 def _kraftkit(platform: Platform, run: RunConfig) -> Platform:
@@ -281,11 +285,24 @@ class Image:
     run: RunConfig
 
     def file(self, role: str) -> Descriptor:
-        """The layer that holds ``role`` (VMLINUX, BZIMAGE, INITRAMFS); the file lies in it as ``layer`` says."""
+        """The layer that holds ``role`` (VMLINUX, BZIMAGE, INITRAMFS); the file lies in it as ``layer`` says.
+
+        Podman and Docker write manifests of their own, without annotations of layers; which is which then stands in
+        the configuration's history. UserError when there is none, or a packed one.
+        """
         for manifest in self.manifests:
             for blob in manifest.layers:
                 if blob.annotations.get(ROLE) == role:
                     return blob
+        made = [line.created_by for line in self.config.history if not line.empty_layer]
+        for line, blob in zip(made, self.manifests[0].layers, strict=False):
+            if line == _created_by(role):
+                if not blob.media_type.endswith(".tar"):
+                    raise UserError(
+                        f"the layer of the image's {role} was packed by another tool",
+                        hint="`podman save --format oci-archive --uncompressed` leaves it as it is",
+                    )
+                return blob
         raise UserError(f"the image holds no {role}")
 
 
