@@ -5,7 +5,10 @@ from __future__ import annotations
 import base64
 import io
 import json
+import socket
 import ssl
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from pathlib import Path
 
 import pytest
@@ -312,6 +315,26 @@ def test_exceptions() -> None:
     bad.verify_message = "certificate has expired"
     assert "certificate has expired" in message(requests.exceptions.SSLError(bad))
     assert not isinstance(of_exception(requests.exceptions.SSLError(bad), url), TransientError)
+    # How a connection that breaks looks under TLS is no refusal; nobody's name stays nobody's.
+    cut = of_exception(requests.exceptions.SSLError(ssl.SSLEOFError(8, "EOF occurred in violation of protocol")), url)
+    assert isinstance(cut, TransientError) and "the connection broke" in cut.error.message
+    for number, transient in ((socket.EAI_NONAME, False), (socket.EAI_AGAIN, True)):
+        unknown = requests.ConnectionError()
+        unknown.__cause__ = socket.gaierror(number, "no such name")
+        assert isinstance(of_exception(unknown, url), TransientError) is transient
+
+
+def test_patience_that_a_registry_asks_for() -> None:
+    for text, least, most in (
+        ("3", 3, 3),
+        ("99999999", 30, 30),
+        (format_datetime(datetime.now(UTC) + timedelta(seconds=20), usegmt=True), 10, 21),
+        ("Fri, 31 Dec 1999 23:59:59 GMT", 0, 0),
+        ("soon", 0, 0),
+        ("-1", 0, 0),
+    ):
+        failure = of_response(response(429, after=text), "image x")
+        assert isinstance(failure, TransientError) and least <= failure.after <= most
 
 
 def test_queries_keep_what_they_have() -> None:

@@ -41,7 +41,7 @@ from uklimg.remote.failures import (
 _T = TypeVar("_T")
 _CHUNK = 256 << 10  # what of it a broken connection leaves incomplete is lost, so it is small
 _MAX_REDIRECTS = 5
-_ROUNDS = 3  # a 401 may come for the action and, once more, for a token that ran out
+_ROUNDS = 6  # a 401 may come for the action, for a token that ran out, and for one that another thread wanted
 _ACCEPT = ", ".join(sorted(INDEXES | MANIFESTS, key=lambda t: (".docker." in t, t)))
 
 
