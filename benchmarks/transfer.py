@@ -176,6 +176,7 @@ class Bench:
         rows: list[tuple[report.Cell, ...]] = []
         sizes = {oci.VMLINUX: 20 * MB, oci.BZIMAGE: 10 * MB, oci.INITRAMFS: 5 * MB}
         files = {role: self._file(role, size) for role, size in sizes.items()}
+        self._registry.requests()
         for what in ("first push", "second push, another initramfs"):
             self._image(files, name)
             rows.append(self._row(what, run(self.uklimg("made", "push", "--progress", "json", name), self._work)))

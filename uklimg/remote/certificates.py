@@ -7,6 +7,7 @@ Formats: containers-certs.d(5), and Docker's "Verify repository client with cert
 from __future__ import annotations
 
 import ssl
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -43,6 +44,22 @@ class Trust:
             # An empty password, so that OpenSSL does not ask the terminal for that of a locked key.
             _use(key, partial(context.load_cert_chain, certificate, key, ""))
         return context
+
+
+class Contexts:
+    """One context for all connections that trust the same; made when the first one is. For several threads."""
+
+    def __init__(self, trust: Trust) -> None:
+        self._trust = trust
+        self._guard = threading.Lock()
+        self._made: ssl.SSLContext | None = None
+
+    def __call__(self) -> ssl.SSLContext | None:
+        """None when only the system's authorities are trusted. Errors: as ``Trust.context``."""
+        with self._guard:
+            if self._made is None and self._trust:
+                self._made = self._trust.context()
+            return self._made
 
 
 def _use(path: Path, load: Callable[[], None]) -> None:

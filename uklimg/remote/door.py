@@ -14,7 +14,6 @@ import urllib3
 import uklimg
 from uklimg.errors import ExitCode, ToolError
 from uklimg.ref import Reference, is_loopback
-from uklimg.remote.certificates import Trust
 from uklimg.remote.failures import of_exception
 
 _TIMEOUT = (10.0, 60.0)  # seconds to connect, seconds without a byte
@@ -64,13 +63,14 @@ class Door:
     machine.
     """
 
-    def __init__(self, ref: Reference, trust: Trust, *, plain: bool) -> None:
+    def __init__(self, ref: Reference, context: Callable[[], ssl.SSLContext | None], *, plain: bool) -> None:
+        """``context`` is for TLS, asked when that is first spoken: one takes long to make."""
         self._ref = ref
         self._plain = plain
+        self._context = context
+        self._speaks_tls = False
         self._session = requests.Session()
-        adapter = _Adapter(trust.context() if trust else None)
-        self._session.mount("https://", adapter)
-        self._session.mount("http://", adapter)
+        self._session.mount("http://", _Adapter(None))
         self._session.auth = _NoNetrc()
         # A proxy that the environment names has nothing to do with a server on this machine.
         self._session.trust_env = not ref.is_loopback
@@ -80,6 +80,9 @@ class Door:
     def send(self, method: str, url: str, headers: Mapping[str, str], data: bytes | Body | None) -> requests.Response:
         """The answer, whose body is not read yet. TransientError or ToolError NETWORK."""
         self._check_url(url)
+        if not self._speaks_tls and url.startswith("https:"):
+            self._speaks_tls = True
+            self._session.mount("https://", _Adapter(self._context()))
         body = data() if callable(data) else data
         try:
             return self._session.request(

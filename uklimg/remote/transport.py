@@ -27,7 +27,7 @@ from uklimg.oci import INDEX, INDEXES, MANIFESTS, MAX_MANIFEST, Descriptor
 from uklimg.ref import Reference
 from uklimg.remote.auth import Credentials
 from uklimg.remote.authenticator import Authenticator, with_query
-from uklimg.remote.certificates import Trust
+from uklimg.remote.certificates import Contexts, Trust
 from uklimg.remote.door import Body, Door
 from uklimg.remote.failures import (
     TRANSIENT_STATUS,
@@ -65,9 +65,10 @@ class Transport:
         self.ref = ref.on_registry()
         self.retry = retry or Retry()
         self.cancel = threading.Event()
-        self._trust = trust or Trust()
+        trust = trust or Trust()
         if ca_file is not None:
-            self._trust = replace(self._trust, authorities=(*self._trust.authorities, ca_file))
+            trust = replace(trust, authorities=(*trust.authorities, ca_file))
+        self._contexts = Contexts(trust)
         self._plain = ref.is_loopback if plain_http is None else plain_http
         self.prefix = "http" if self._plain else "https"
         self._door = self._new_door()
@@ -78,7 +79,7 @@ class Transport:
         self._container.namespace, _, self._container.repository = ref.repository.rpartition("/")
 
     def _new_door(self) -> Door:
-        return Door(self.ref, self._trust, plain=self._plain)
+        return Door(self.ref, self._contexts, plain=self._plain)
 
     def sibling(self, cancel: threading.Event) -> Transport:
         """A connection of its own with the same credentials, for another thread. Setting ``cancel`` ends what it does
