@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 from uklimg import attached, attachments, blueprint, blueprints, oci, signing
@@ -78,7 +79,8 @@ def run(args: argparse.Namespace, host: Host) -> int:
     check = trust.check_of(args, host)
     with console("plain", host.stderr) as sink:
         store = host.store(sink)
-        with store.session():
+        # Only what may add to the store has to keep `prune` waiting.
+        with store.session() if args.show or check is not None else nullcontext():
             name, root = options.image_of(args.ref, store)
             subject = attachments.subject_of(store, root)
             if check is not None:
