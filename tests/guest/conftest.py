@@ -25,6 +25,9 @@ from uklimg.runner.volumes import Bind
 from uklimg.settings import read_settings
 from uklimg.store import Store
 
+# Asked for by name: a test that is skipped would look like one that passed.
+collect_ignore = [] if "UKLIMG_TEST_GLIBC" in os.environ else ["test_glibc_suite.py"]
+
 HERE = Path(__file__).parent
 BUSYBOX = Path("/bin/busybox")
 PACKAGES = "gdb-minimal,strace,linux-perf,kexec-tools"

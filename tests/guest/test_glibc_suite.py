@@ -22,12 +22,7 @@ from uklimg.runner.request import RunOptions
 from uklimg.settings import read_settings
 from uklimg.store import Store
 
-pytestmark = [
-    pytest.mark.guest,
-    pytest.mark.boot,
-    pytest.mark.timeout(12 * 3600),
-    pytest.mark.skipif("UKLIMG_TEST_GLIBC" not in os.environ, reason="UKLIMG_TEST_GLIBC=some asks for them"),
-]
+pytestmark = [pytest.mark.guest, pytest.mark.boot, pytest.mark.timeout(12 * 3600)]
 
 HERE = Path(__file__).with_name("glibc")
 BUSYBOX = Path("/bin/busybox")
