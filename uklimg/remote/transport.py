@@ -39,7 +39,7 @@ from uklimg.remote.failures import (
 )
 
 _T = TypeVar("_T")
-_CHUNK = 256 << 10  # what of it a broken connection leaves incomplete is lost, so it is small
+_CHUNK = 512 << 10  # what of it a broken connection leaves incomplete may be lost, so it is not larger
 _MAX_REDIRECTS = 5
 _ROUNDS = 6  # a 401 may come for the action, for a token that ran out, and for one that another thread wanted
 _ACCEPT = ", ".join(sorted(INDEXES | MANIFESTS, key=lambda t: (".docker." in t, t)))

@@ -20,8 +20,8 @@ PARTIAL = ".partial"
 # Bytes after which the kernel is told to begin writing to the disk, so that the fsync at the end has little to do.
 _WRITE_OUT = 16 << 20
 _SYNC_FILE_RANGE_WRITE = 2
-# Chunks that wait to be hashed: at 256 KiB each, two MiB of memory.
-_AHEAD = 8
+# Chunks that wait to be hashed: at 512 KiB each, two MiB of memory.
+_AHEAD = 4
 _sync_file_range = ctypes.CDLL(None).sync_file_range
 _sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
 
