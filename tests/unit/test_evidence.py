@@ -312,6 +312,24 @@ def test_what_is_attached_is_made_once_and_again_when_something_else_would_come_
     assert not store.index().manifests
 
 
+def test_what_somebody_else_says_of_an_image_that_was_built_here_does_not_count(
+    uklimg: Command, tmp_path: Path
+) -> None:
+    """Else a loaded archive could put a forged document into what `push --sign` signs."""
+    store = uklimg.store
+    for name, built_here in (("here:1", True), ("there:1", False)):
+        root = add_image(store, tmp_path, name, labels={"name": name})
+        with_blueprint(store, root, built_here=built_here)
+        store.put_bytes(attached.NO_CONFIG)
+        forged = {"provenance.json": store.put_bytes(b"{}")}
+        manifest = attached.manifest(attached.PROVENANCE, forged, root).encode()
+        entry = attached.entry(store.put_bytes(manifest), attached.PROVENANCE.artifact_type, root.digest)
+        attachments.put(store, entry)
+        found = Evidence(store, DATA).one(root, attached.PROVENANCE)
+        assert found is not None
+        assert (found.digest == entry.digest) != built_here
+
+
 def test_who_did_not_build_an_image_cannot_say_how_it_was_built(uklimg: Command, tmp_path: Path) -> None:
     store = uklimg.store
     root = add_image(store, tmp_path, "redis:1")

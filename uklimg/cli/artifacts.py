@@ -93,14 +93,15 @@ def find(
     ref = None if name.startswith("sha256:") else Reference.parse(name)
     remote = ref if ref is not None and ref.host else None
     there = attachments.entry_of(store, root.digest, kind)
-    foreign = there is not None and not there.annotations.get(attached.IDENTITY)
+    built_here = evidence.built_here(root)
+    foreign = there is not None and not built_here and not there.annotations.get(attached.IDENTITY)
     if there is not None and foreign and attachments.is_there(store, there):
         if check is not None:
             if remote is None:
                 raise UserError(f"{name} names no registry that has a signature of its {kind.name}")
             check.at(remote, host.connect(remote), f"its {kind.name}")(there)
         return there
-    if remote is not None and not evidence.built_here(root):
+    if remote is not None and not built_here:
         try:
             if found := _fetch(remote, root, kind, store, host, sink, check):
                 return found

@@ -47,7 +47,8 @@ class Evidence:
 
     def attach(self, root: oci.Descriptor, kinds: Iterable[Kind]) -> tuple[oci.Descriptor, ...]:
         """The entries of ``kinds`` about the image ``root``, an index: what is attached to it, else made from its
-        blueprint; none of what there is nothing to make from. The caller holds a session."""
+        blueprint; none of what there is nothing to make from. What somebody else says of an image that was built
+        here does not count. The caller holds a session."""
         found = (self.one(root, kind) for kind in kinds)
         return tuple(entry for entry in found if entry is not None)
 
@@ -57,7 +58,7 @@ class Evidence:
         if there is not None and not attachments.is_there(self.store, there):
             there = None
         before = there.annotations.get(attached.IDENTITY, "") if there else ""
-        if there is not None and not before:
+        if there is not None and not before and not self.built_here(root):
             return there  # somebody else made it, and it came along
         carried = blueprints.read(self.store, root.digest)
         if carried is None:
