@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from uklimg.digest import Digest
@@ -71,6 +71,7 @@ def test_an_empty_lock() -> None:
 NAMES = st.from_regex(r"[a-z0-9][a-z0-9+.-]{1,9}", fullmatch=True)
 
 
+@settings(deadline=None)
 @given(st.dictionaries(NAMES, st.text(max_size=12), max_size=4), st.text(min_size=1, max_size=20))
 def test_any_text_survives(versions: dict[str, str], reference: str) -> None:
     packages = tuple(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from uklimg.store.lru import Candidate, choose, frees
@@ -50,6 +50,7 @@ def test_what_each_frees_alone() -> None:
     assert frees(items, {"b"}, SIZES) == {"old": 10, "new": 0}
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 5), st.frozensets(st.sampled_from("abcdef"), min_size=1)), max_size=8),
     st.frozensets(st.sampled_from("abcdef"), max_size=3),

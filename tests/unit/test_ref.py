@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from uklimg.digest import Digest
@@ -85,6 +85,7 @@ _REFERENCE = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(_REFERENCE)
 def test_text_and_back(ref: Reference) -> None:
     if not ref.host and "/" in ref.repository and "." in ref.repository.split("/")[0]:
@@ -92,6 +93,7 @@ def test_text_and_back(ref: Reference) -> None:
     assert Reference.parse(str(ref)) == ref
 
 
+@settings(deadline=None)
 @given(st.text(max_size=40))
 def test_any_text_is_a_reference_or_a_user_error(text: str) -> None:
     try:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import requests
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from uklimg.errors import ExitCode, ToolError, UserError
@@ -230,6 +230,7 @@ def test_challenges(header: str, challenges: tuple[Challenge, ...]) -> None:
     assert parse_challenges(header) == challenges
 
 
+@settings(deadline=None)
 @given(st.text(st.characters(min_codepoint=32, max_codepoint=126)))
 def test_any_header_parses(header: str) -> None:
     for challenge in parse_challenges(header):

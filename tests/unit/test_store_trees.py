@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from uklimg.errors import CorruptError, ExitCode, ToolError
@@ -178,6 +178,7 @@ def test_unpack_refuses_what_is_no_archive(tmp_path: Path) -> None:
         trees.unpack(io.BytesIO(b"not a tar archive" * 100), tmp_path)
 
 
+@settings(deadline=None)
 @given(st.text(alphabet="ab./\\\0\n", max_size=12))
 def test_checked_names_stay_below(name: str) -> None:
     try:
@@ -188,6 +189,7 @@ def test_checked_names_stay_below(name: str) -> None:
     assert not {"..", "."} & set(clean.split("/"))
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from(["a", "b", "..", ".", ""]), min_size=1, max_size=6), st.integers(0, 3))
 def test_checked_links_stay_below(parts: list[str], depth: int) -> None:
     name, target = "/".join(["d"] * depth + ["link"]), "/".join(parts)
