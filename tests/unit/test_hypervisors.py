@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 import sys
 from dataclasses import replace
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+from test_cli import Command, add_image
 
 from uklimg import cpio
 from uklimg.errors import ExitCode, ToolError, UserError
@@ -116,7 +118,7 @@ def test_cloud_hypervisor_says_the_same_in_both_ways() -> None:
         (replace(FULL, type=MachineType.MICROVM), "has no machine types", ""),
         (replace(FULL, network=UserNetwork()), "has no network of its own", "--tap"),
         (replace(FULL, volumes=(Volume("/d", "t"),)), "has no folders over 9p", ""),
-        (replace(FULL, gdb="tcp:127.0.0.1:1"), "has no a debugger's stub", ""),
+        (replace(FULL, gdb="tcp:127.0.0.1:1"), "has no debugger's stub", ""),
         (replace(FULL, extra=("-S",)), "has no emulation", "QEMU's"),
     ],
 )
@@ -235,6 +237,74 @@ def test_a_run_with_a_fake(kind: type[Firecracker] | type[CloudHypervisor], tmp_
         "second",
         "vmlinux",
     ]
+
+
+@pytest.fixture
+def uklimg(tmp_path: Path) -> Command:
+    folder = tmp_path / "work"
+    folder.mkdir()
+    environ = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "UKLIMG_STORE": str(tmp_path / "store")}
+    return Command(folder, environ)
+
+
+@pytest.mark.parametrize("name", ["firecracker", "cloud-hypervisor"])
+def test_a_guest_by_itself_with_a_fake(
+    name: str, uklimg: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command line from `run -d` to `rm`, and what it refuses at the start."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    add_image(uklimg.store, tmp_path, "redis:latest")
+    fakes = tmp_path / "bin"
+    fakes.mkdir()
+    (fakes / name).write_text(FAKE.format(python=sys.executable, record=str(tmp_path / "record.json")))
+    (fakes / name).chmod(0o755)
+    path = f"{fakes}:{uklimg.environ['PATH']}"
+    start = ("run", "-d", "--hypervisor", name, "--accel", "kvm", "--name", "one")
+    for options, said in (
+        ((), "has no network of its own (--tap NAME, or --no-network)"),
+        (("--no-network", "-v", f"{tmp_path}:/data"), "has no folders over 9p"),
+        (("--no-network", "--health-cmd", "true"), "has no commands beside the program (--no-healthcheck)"),
+        (("--no-network", "--accel", "tcg"), "has no emulation"),
+    ):
+        refused = uklimg(*start, *options, "redis", PATH=path)
+        assert (refused.status, said in refused.err) == (ExitCode.RUN_FAILED, True), refused.err
+    assert uklimg("ps", "-a").out.count("\n") == 1, "nothing was begun"
+    started = uklimg(*start, "--no-network", "redis", PATH=path)
+    assert started.status == 0, started.err
+    assert f"  {started.out.strip()}  " in uklimg("ps").out
+    denied = uklimg("exec", "one", "true")
+    assert (denied.status, "hypervisor has no port for commands" in denied.err) == (ExitCode.RUN_FAILED, True)
+    assert uklimg("stop", "one").out == "one\n"
+    assert uklimg("wait", "one").out == "7\n"
+    assert uklimg("logs", "one").out == "hello from the console\r\n"
+    assert uklimg("rm", "one").status == 0
+    assert [path.name for path in (tmp_path / "state/uklimg/guests").iterdir()] == [".lock"]
+
+
+def test_bad_command_lines_about_guests(uklimg: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    add_image(uklimg.store, tmp_path, "redis:latest")
+    for options, said in (
+        (("--name", "x"), "--name is for guests that run by themselves"),
+        (("--restart", "always"), "--restart is for guests"),
+        (("--health-cmd", "x"), "--health-cmd is for guests"),
+        (("-d", "-i"), "-d leaves no standard input"),
+        (("-d", "--name", "a b"), "cannot be a guest's name"),
+        (("-d", "--restart", "maybe"), "not a restart policy"),
+        (("-d", "--rm", "--restart", "always"), "exclude one another"),
+        (("--ip", "10.0.0.2/24"), "--tap DEVICE"),
+        (("--tap", "t0", "-p", "80:80"), "exclude one another"),
+        (("-m", "4096G"), "more than this machine has"),
+    ):
+        found = uklimg("run", "--accel", "tcg", *options, "redis")
+        assert (found.status, said in found.err) == (ExitCode.RUN_FAILED, True), found.err
+        assert found.err.count("\n") == 1
+    for argv in (("logs", "none"), ("stop", "none"), ("rm", "none"), ("wait", "none")):
+        assert uklimg(*argv).status == ExitCode.NOT_FOUND
+    assert uklimg("exec", "none", "true").status == ExitCode.RUN_FAILED
+    assert uklimg("logs", "--tail", "x", "none").status == ExitCode.USER
+    assert uklimg("stop", "-t", "-5", "none").status == ExitCode.USER
+    assert uklimg("ps", "--format", "json").out == "[]\n"
 
 
 def test_an_api_that_is_not_there_or_says_no(tmp_path: Path) -> None:

@@ -42,6 +42,8 @@ from uklimg.runner.virtiofs import find_virtiofsd, shared
 # Seconds: from the end of the program's grace, or from the final report, to the machine's end by force.
 _SLACK = 10.0
 _EXIT = 2.0
+_RETRY = 0.1
+# Bytes of a folder's path below which a socket in it has an address (107 bytes).
 _SHORT = 80
 _REPORT_MAX = 64 << 10
 _END_OF_FILE = b"\x04"  # Ctrl-D, which the guest's terminal understands
@@ -86,7 +88,6 @@ def launch(
     for one in /tmp; without virtiofs and with a port for PID 1 there are none.
     """
     message = encode(guest)
-    # A socket's address holds 107 bytes.
     config = replace(config, folder=scratch if scratch and len(str(scratch)) < _SHORT else Path("/tmp"))
     check(machine, config, env)
     ours, theirs = socket.socketpair()
@@ -149,7 +150,7 @@ def _with_guest(initrd: Path | None, message: bytes, folder: Path) -> Path:
 
 def check(machine: Machine, config: MachineConfig, env: Mapping[str, str]) -> None:
     """Say before the boot what would fail it. Raises ToolError (HOST, RUN_FAILED)."""
-    proc.find(machine.command(config)[0], env)
+    proc.find(machine.command(replace(config, folder=config.folder or Path("/tmp")))[0], env)
     for path in (config.kernel, config.initrd):
         if path is not None and not path.is_file():
             raise ToolError(f"no file {path} to boot", exit_code=ExitCode.RUN_FAILED)
@@ -193,6 +194,7 @@ class _Session:
         self._reports: list[Report] = []
         self._began = False
         self._stop_call: Call | None = None
+        self._unsaid: Call | None = None
         self._has_port = True
         self._interrupted = False
         self._deadline: float | None = None
@@ -229,7 +231,13 @@ class _Session:
         self._show(self._console.flush())
 
     def _patience(self) -> float | None:
-        return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
+        if self._unsaid is not None:
+            # A hypervisor that has just been started may not listen yet; should it never, the deadline ends it.
+            with contextlib.suppress(ToolError):
+                call(self._unsaid)
+                self._unsaid = None
+        left = None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
+        return left if self._unsaid is None or left is None else min(left, _RETRY)
 
     def _read_console(self, _events: int) -> None:
         try:
@@ -294,9 +302,8 @@ class _Session:
         grace = self._grace if self._stops.grace is None else self._stops.grace
         if self._has_port:
             self.send(encode_stop(grace))
-        elif self._stop_call is not None:
-            with contextlib.suppress(ToolError):  # the deadline ends it then
-                call(self._stop_call)
+        else:
+            self._unsaid = self._stop_call
         self._deadline = time.monotonic() + grace + _SLACK
 
     def outcome(self) -> Outcome:

@@ -128,7 +128,7 @@ class MachineConfig:
 class Feature(Enum):
     """What not every hypervisor can do."""
 
-    CONTROL = "a port for the guest's PID 1"
+    CONTROL = "port for the guest's PID 1"
     COMMANDS = "commands beside the program"
     EMULATION = "emulation"
     MACHINE_TYPES = "machine types"
@@ -136,8 +136,8 @@ class Feature(Enum):
     NINE_P = "folders over 9p"
     VIRTIOFS = "folders over virtiofs"
     QCOW2 = "qcow2 images"
-    BZIMAGE = "a bzImage"
-    DEBUGGING = "a debugger's stub"
+    BZIMAGE = "way to boot a bzImage"
+    DEBUGGING = "debugger's stub"
 
 
 @dataclass(frozen=True)
