@@ -3,6 +3,11 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
+# cosign, oras and a newer skopeo, which other people's clients are in the tests.
+as_root=()
+((EUID == 0)) || as_root=(sudo) # whose cache it is
+"${as_root[@]}" scripts/trixie.sh >/dev/null || { echo "test: Debian 13's programs could not be unpacked" >&2; exit 1; }
+
 # Files of tests side by side: much of a boot is waiting. Within a file they keep their order and share what they boot.
 workers=${UKLIMG_TEST_WORKERS:-$(($(nproc) < 8 ? 2 : 4))}
 

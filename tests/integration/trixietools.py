@@ -10,5 +10,5 @@ def trixie(program: str) -> str:
     """The path of one."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     path = Path(home) / "uklimg-trixie/bin" / program
-    assert path.exists(), "run scripts/setup.sh"
+    assert path.exists(), "run scripts/trixie.sh"
     return str(path)
