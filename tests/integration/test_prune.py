@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from uklimg import locks, oci
+from uklimg import locks
 from uklimg.cli.host import Host
 from uklimg.cli.main import main
 from uklimg.cli.prune import keep_within
@@ -385,7 +385,9 @@ def test_an_interrupted_prune_leaves_a_whole_store(store: Store) -> None:
     for number in range(8):
         for name in ("one", "two", "three", "four"):
             add(store, name, 20_000, source=name.encode())
-        store.tag("image:1", oci.Descriptor(oci.MANIFEST, store.lookup(key("two")).root.digest, 0))  # type: ignore[union-attr]
+        found = store.lookup(key("two"))
+        assert found is not None
+        store.tag("image:1", found.root)
         with subprocess.Popen([sys.executable, "-c", script, str(store.root)], stdout=subprocess.PIPE) as victim:
             assert victim.stdout is not None and victim.stdout.readline() == b"up\n"
             pause.wait(0.002 * number)

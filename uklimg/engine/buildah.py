@@ -165,10 +165,12 @@ class BuildahEngine:
                     self._discard(storage, lock.stem, lock.with_suffix(""), lock)
         if not any(self._live.iterdir()):
             for left in (self._root / "tmp").iterdir():
-                # The control groups of a killed runc have the name of its bundle's folder.
-                for group in _CGROUPS.rglob(f"buildah-{left.name}"):
-                    with suppress(OSError):
-                        group.rmdir()
+                # The control groups of a killed runc have the name of its bundle's folder. Others vanish
+                # meanwhile, at which os.walk does not stop.
+                for folder, groups, _ in os.walk(_CGROUPS):
+                    if (group := f"buildah-{left.name}") in groups:
+                        with suppress(OSError):
+                            Path(folder, group).rmdir()
                 shutil.rmtree(left, ignore_errors=True)
 
     def _discard(self, storage: Storage, container: str, work: Path, lock: Path) -> None:
