@@ -14,7 +14,6 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from uklimg.errors import Location, ToolError, UserError
-from uklimg.lock import toml_location
 
 VARIABLE = "UKLIMG_DEBIAN_MIRROR"
 CONFIG_NAME = "uklimg.toml"
@@ -72,6 +71,8 @@ def read_section(config: Path, name: str) -> Mapping[str, object]:
     except FileNotFoundError:
         return {}
     except tomllib.TOMLDecodeError as error:
+        from uklimg.lock import toml_location  # more than any command without a lock needs
+
         raise UserError(f"not TOML: {error}", location=toml_location(str(config), error)) from error
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {config}: {error}") from error

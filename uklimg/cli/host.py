@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, TextIO
 
 from uklimg import proc
 from uklimg.events import Sink
-from uklimg.mirror import configured_vendors, find_mirror
 from uklimg.ref import Reference
 from uklimg.settings import Settings
 from uklimg.store import Store
@@ -60,6 +59,8 @@ class Host:
         return Store(self.settings.store, sink)
 
     def mirror(self) -> str:
+        from uklimg.mirror import find_mirror
+
         return find_mirror(self.environ, self.settings.config)
 
     def executor(
@@ -114,6 +115,7 @@ class Host:
 
     def _configured(self) -> tuple[Place, ...]:
         """The places with vendored files that uklimg.toml names."""
+        from uklimg.mirror import configured_vendors
         from uklimg.vendor import place_of
 
         config = self.settings.config
