@@ -1,4 +1,4 @@
-"""How many steps may run at once on this machine."""
+"""What this machine has: processors, memory, and how many steps may run at once."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 # What is reckoned for a compiler. C takes less, C++ and the link of a large program now and then more.
 COMPILER_MEMORY = 512 << 20
+_TOTAL = re.compile(r"^(?:MemTotal|SwapTotal):\s+(\d+) kB$", re.MULTILINE)
 _AVAILABLE = re.compile(r"^MemAvailable:\s+(\d+) kB$", re.MULTILINE)
 
 
@@ -30,14 +31,19 @@ def processors() -> int:
 def memory_available(root: Path = Path("/")) -> int:
     """Bytes that programs may still take here, by the kernel's reckoning, and no more than the limit of the control
     group that a container is; 0 when nobody says. ``root`` is for tests."""
-    known = []
     found = _AVAILABLE.search(_text(root / "proc/meminfo"))
-    if found:
-        known.append(int(found[1]) << 10)
+    return _within_limit([int(found[1]) << 10] if found else [], root)
+
+
+def memory_total(root: Path = Path("/")) -> int:
+    """Bytes of memory and swap, and no more than that limit; 0 when nobody says. ``root`` is for tests."""
+    total = sum(int(found) << 10 for found in _TOTAL.findall(_text(root / "proc/meminfo")))
+    return _within_limit([total] if total else [], root)
+
+
+def _within_limit(known: list[int], root: Path) -> int:
     limit = _text(root / "sys/fs/cgroup/memory.max").strip()
-    if limit.isdigit():
-        known.append(int(limit))
-    return min(known, default=0)
+    return min([*known, int(limit)] if limit.isdigit() else known, default=0)
 
 
 def _text(path: Path) -> str:

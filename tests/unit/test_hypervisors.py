@@ -17,10 +17,11 @@ from test_cli import Command, add_image
 from uklimg import cpio
 from uklimg.errors import ExitCode, ToolError, UserError
 from uklimg.guest.protocol import GuestConfig, Mount, Program, Status, encode
+from uklimg.room import memory_total
 from uklimg.runner.api import call
 from uklimg.runner.cloudhypervisor import CloudHypervisor
 from uklimg.runner.firecracker import CONFIG, Firecracker
-from uklimg.runner.fit import check_fits, host_memory, kernel_end
+from uklimg.runner.fit import check_fits, kernel_end
 from uklimg.runner.hypervisors import HYPERVISORS
 from uklimg.runner.launch import launch
 from uklimg.runner.machine import (
@@ -481,10 +482,10 @@ def test_kernel_and_initramfs_must_fit(tmp_path: Path) -> None:
 def test_how_much_this_machine_has(tmp_path: Path) -> None:
     (tmp_path / "proc").mkdir()
     (tmp_path / "sys/fs/cgroup").mkdir(parents=True)
-    assert host_memory(tmp_path) == 0
+    assert memory_total(tmp_path) == 0
     (tmp_path / "proc/meminfo").write_text("MemTotal: 1000 kB\nMemFree: 1 kB\nSwapTotal:  24 kB\n")
-    assert host_memory(tmp_path) == 1024 << 10
+    assert memory_total(tmp_path) == 1024 << 10
     (tmp_path / "sys/fs/cgroup/memory.max").write_text("4096\n")
-    assert host_memory(tmp_path) == 4096
+    assert memory_total(tmp_path) == 4096
     (tmp_path / "sys/fs/cgroup/memory.max").write_text("max\n")
-    assert host_memory(tmp_path) == 1024 << 10
+    assert memory_total(tmp_path) == 1024 << 10

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 from pathlib import Path
 
 from uklimg import oci
-from uklimg.digest import CHUNK
 from uklimg.export.model import USER, Job
 from uklimg.runner.machine import Accel
 from uklimg.runner.qemu import kernel_cmdline, qemu_cmd
@@ -14,22 +14,16 @@ from uklimg.runner.qemu import kernel_cmdline, qemu_cmd
 SCRIPT, CMDLINE = "qemu.sh", "cmdline"
 
 
-def copy_file(source: Path, target: Path) -> None:
-    with source.open("rb") as reader, target.open("wb") as writer:
-        while chunk := reader.read(CHUNK):
-            writer.write(chunk)
-
-
 def vmlinux(job: Job, out: Path) -> None:
-    copy_file(job.files[oci.VMLINUX], out)
+    shutil.copyfile(job.files[oci.VMLINUX], out)
 
 
 def bzimage(job: Job, out: Path) -> None:
-    copy_file(job.files[oci.BZIMAGE], out)
+    shutil.copyfile(job.files[oci.BZIMAGE], out)
 
 
 def initramfs(job: Job, out: Path) -> None:
-    copy_file(job.files[oci.INITRAMFS], out)
+    shutil.copyfile(job.files[oci.INITRAMFS], out)
 
 
 def folder(job: Job, out: Path) -> None:
@@ -45,7 +39,7 @@ def folder(job: Job, out: Path) -> None:
 
 def copy_files(job: Job, out: Path, *roles: str) -> None:
     for role in roles:
-        copy_file(job.files[role], out / role)
+        shutil.copyfile(job.files[role], out / role)
 
 
 def accelerated_if_possible(argv: list[str]) -> list[str]:

@@ -102,10 +102,7 @@ def find_manifest(ref: Reference, transport: Transport, platform: Platform) -> t
     parsed = parse_index_or_manifest(data, f"image {ref}")
     if isinstance(parsed, Index):
         root = _for_platform(parsed, platform, ref)
-        what = f"manifest {root.digest}"
-        data, _ = transport.manifest(str(root.digest), what)
-        _check(root, len(data), Digest.of(data), "from the registry")
-        parsed = parse_index_or_manifest(data, what)
+        parsed = parse_index_or_manifest(_manifest(root, transport), f"manifest {root.digest}")
     if not isinstance(parsed, Manifest):
         raise CorruptError(f"image {ref} is an index in an index")
     return root, parsed
@@ -118,10 +115,7 @@ def fetch_manifests(ref: Reference, store: BlobStore, transport: Transport) -> D
     _keep(root, data, store)
     parsed = parse_index_or_manifest(data, f"image {ref}")
     for entry in parsed.manifests if isinstance(parsed, Index) else ():
-        what = f"manifest {entry.digest}"
-        below, _ = transport.manifest(str(entry.digest), what)
-        _check(entry, len(below), Digest.of(below), "from the registry")
-        _keep(entry, below, store)
+        _keep(entry, _manifest(entry, transport), store)
     return root
 
 
@@ -166,6 +160,13 @@ def _root(ref: Reference, transport: Transport) -> tuple[Descriptor, bytes]:
     if said.startswith("sha256:") and said != str(digest):
         raise CorruptError(f"{what}: the registry says {said[:71]} and sends {digest}")
     return Descriptor(parse_index_or_manifest(data, what).media_type, digest, len(data)), data
+
+
+def _manifest(entry: Descriptor, transport: Transport) -> bytes:
+    """What an index lists, verified."""
+    data, _ = transport.manifest(str(entry.digest), f"manifest {entry.digest}")
+    _check(entry, len(data), Digest.of(data), "from the registry")
+    return data
 
 
 def _for_platform(index: Index, platform: Platform, ref: Reference) -> Descriptor:
@@ -220,8 +221,7 @@ class _Puller:
         if self._store.has(entry.digest, entry.size):
             data = self._store.read_blob(entry.digest)
         else:
-            data, _ = self._transport.manifest(str(entry.digest), what)
-            _check(entry, len(data), Digest.of(data), "from the registry")
+            data = _manifest(entry, self._transport)
         parsed = parse_index_or_manifest(data, what)
         if parsed.media_type != entry.media_type:
             raise CorruptError(f"{what} is a {parsed.media_type}, listed as {entry.media_type}")

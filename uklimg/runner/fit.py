@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import struct
 from pathlib import Path
 
@@ -12,7 +11,6 @@ from uklimg.runner.machine import MIB, MachineConfig
 # What a kernel wants beside its own image to come as far as PID 1.
 _SLACK = 16 * MIB
 _PT_LOAD = 1
-_TOTAL = re.compile(r"^(?:MemTotal|SwapTotal):\s+(\d+) kB$", re.MULTILINE)
 
 
 def check_fits(config: MachineConfig, host: int) -> None:
@@ -56,20 +54,3 @@ def kernel_end(kernel: Path) -> int:
         address, size = struct.unpack_from("<QI", head, 0x258)
         return int(address + size)
     return 0
-
-
-def host_memory(root: Path = Path("/")) -> int:
-    """Bytes of memory and swap, or the limit of the control group that a container is; 0 when nobody says. ``root``
-    is for tests."""
-    known = [sum(int(found) << 10 for found in _TOTAL.findall(_text(root / "proc/meminfo")))]
-    limit = _text(root / "sys/fs/cgroup/memory.max").strip()
-    if limit.isdigit():
-        known.append(int(limit))
-    return min((value for value in known if value), default=0)
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="ascii")
-    except (OSError, UnicodeDecodeError):
-        return ""

@@ -31,9 +31,10 @@ from uklimg.guest.protocol import (
     encode,
     encode_stop,
 )
+from uklimg.room import memory_total
 from uklimg.runner.api import call
 from uklimg.runner.console import Console
-from uklimg.runner.fit import check_fits, host_memory
+from uklimg.runner.fit import check_fits
 from uklimg.runner.machine import Call, Feature, Machine, MachineConfig, Sharing, UserNetwork
 from uklimg.runner.network import check_forwards
 from uklimg.runner.stops import Stops
@@ -159,7 +160,7 @@ def check(machine: Machine, config: MachineConfig, env: Mapping[str, str]) -> No
             raise ToolError(f"no folder {volume.path} for a volume", exit_code=ExitCode.RUN_FAILED)
         if volume.sharing is Sharing.VIRTIOFS:
             find_virtiofsd(env)
-    check_fits(config, host_memory())
+    check_fits(config, memory_total())
     if isinstance(config.network, UserNetwork):
         check_forwards(config.network.forwards)
 
