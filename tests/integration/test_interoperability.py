@@ -13,6 +13,7 @@ import shutil
 import socket
 import subprocess
 import tarfile
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -285,9 +286,13 @@ def test_umoci_unpacks_what_skopeo_took_out(world: World, program: str, tmp_path
     assert "com.urunc.unikernel.binary" in json.loads((rootfs / "urunc.json").read_text())
 
 
-def test_podman(world: World, tmp_path: Path) -> None:
+def test_podman(world: World, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    # Podman refuses a runroot of more than 50 characters, which pytest's own folders reach.
+    short = tempfile.TemporaryDirectory(prefix="uklimg-", dir="/var/tmp")
+    request.addfinalizer(short.cleanup)
+
     def podman(*argv: str) -> str:
-        storage = ["--root", str(tmp_path / "root"), "--runroot", str(tmp_path / "run"), "--storage-driver", "vfs"]
+        storage = ["--root", str(tmp_path / "root"), "--runroot", short.name, "--storage-driver", "vfs"]
         return run(["podman", *storage, "--events-backend", "file", "--cgroup-manager", "cgroupfs", *argv], env)
 
     settings = tmp_path / "containers.conf"
