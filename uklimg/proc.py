@@ -49,6 +49,7 @@ PACKAGES: Mapping[str, str] = {
     "ip": "iproute2",
     "mcopy": "mtools",
     "mformat": "mtools",
+    "mkfs.ext4": "e2fsprogs",
     "mmd": "mtools",
     "mmdebstrap": "mmdebstrap",
     "newuidmap": "uidmap",

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * How workloads measure and report. What they print is read by uklimg/bench/console.py:
+ * How workloads measure and report. What they print is read by uklimg/bench/printed.py:
  *
  *     bench <case> <size> <minimum> <median> <90th> <99th> <99.9th percentile> <samples>
  *     bench-fact <name> <number>

@@ -32,6 +32,17 @@ def test_a_suite_as_plain_linux_and_as_the_base_model(tmp_path: Path) -> None:
     assert picture.read_text().count('id="bar-') == len(cases)
 
 
+def test_fio_on_a_disk_is_counted_from_beside_it(tmp_path: Path) -> None:
+    output = tmp_path / "bench.json"
+    words = ("--variant", "base", "--samples", "200", "--accel", "tcg", "--progress", "plain")
+    done = uklimg("bench", "fio", *words, "--output", str(output))
+    assert done.status == 0, done.stderr
+    cases = {case["case"]: case["values"] for case in json.loads(output.read_text())["suites"][0]["cases"]}
+    for variant in ("linux", "base"):
+        own, all_of_it = (cases[f"read or write{more}"][variant]["value"] for more in ("", " with interrupts"))
+        assert 0 < own < all_of_it
+
+
 @pytest.mark.parametrize(
     ("words", "problem"),
     [

@@ -14,6 +14,7 @@ import pytest
 from jsonschema import validate
 
 from uklimg.bench import picture, report, variants
+from uklimg.bench.boot import How, mkfs_cmd, run_options
 from uklimg.bench.model import LINUX, Case, CaseName, Measure, Report, SuiteResult, Value, Variant
 from uklimg.bench.paper import beside, parse_paper
 from uklimg.bench.printed import parse
@@ -21,6 +22,8 @@ from uklimg.bench.suites import SUITES, Booted, named_suites
 from uklimg.data import Data, find_data
 from uklimg.definitions import UklHow
 from uklimg.errors import InternalError, ToolError, UserError
+from uklimg.runner.machine import Accel
+from uklimg.runner.volumes import Bind, Kind
 
 pytestmark = pytest.mark.unit
 
@@ -112,20 +115,62 @@ def test_requests_cost_the_servers_time_or_take_their_own() -> None:
     assert (name.label, unit, value.value, value.percentiles["p99"]) == ("GET 30", "nanoseconds", 20, 4)
 
 
-def test_fio_says_it_in_json() -> None:
-    way = {
-        "total_ios": 50,
-        "runtime": 5,
-        "clat_ns": {"percentile": {f"{p}00000": 7 for p in ("50.0", "90.0", "99.0", "99.9")}},
-    }
-    job = {"read": way, "write": way, "usr_cpu": 10.0, "sys_cpu": 40.0, "job_runtime": 20}
-    console = f"boot\nfio: hello\n{json.dumps({'fio version': 'x', 'jobs': [job]}, indent=2)}\nbye\n"
-    ((name, (_, value)),) = SUITES["fio"].read(booted(console), Measure.INSTRUCTIONS).items()
-    assert (name.label, value.value) == ("read or write", 100_000)
-    timed = SUITES["fio"].read(booted(console), Measure.TIME)
+def test_fio_says_in_json_how_long_it_waited() -> None:
+    percentile = {f"{p}00000": 7 for p in ("50.0", "90.0", "99.0", "99.9")}
+    way = {"total_ios": 50, "runtime": 5, "clat_ns": {"percentile": percentile}}
+    report = json.dumps({"fio version": "x", "jobs": [{"read": way, "write": way}]}, indent=2)
+    timed = SUITES["fio"].read(booted(f"boot\nfio: hello\n{report}\nbye\n"), Measure.TIME)
     assert timed[CaseName("read")][1].value == 100_000 and timed[CaseName("write")][1].percentiles["p99.9"] == 7
     with pytest.raises(ToolError, match="fio printed no result"):
         SUITES["fio"].read(booted("nothing"), Measure.TIME)
+
+
+def test_fio_is_watched_where_instructions_are_counted() -> None:
+    console = f"{FACTS}bench-cost disk program 5000 50\nbench-cost disk all 6000 50\n"
+    found = SUITES["fio"].read(booted(console), Measure.INSTRUCTIONS)
+    assert {name.label: value.value for name, (_, value) in found.items()} == {
+        "read or write": 100,
+        "read or write with interrupts": 120,
+    }
+    for bad in (FACTS, f"{FACTS}bench-cost disk program 5000 50\n", f"{FACTS}bench-cost disk program 0 0\n"):
+        with pytest.raises(ToolError, match="fio printed no result"):
+            SUITES["fio"].read(booted(bad), Measure.INSTRUCTIONS)
+    with pytest.raises(ToolError, match="does not count instructions"):
+        SUITES["fio"].read(booted(console.replace("1000 1000", "1000 999")), Measure.INSTRUCTIONS)
+
+
+def test_fio_does_what_the_papers_did() -> None:
+    fio = SUITES["fio"]
+    for measure, amount in ((Measure.INSTRUCTIONS, "1t"), (Measure.TIME, str(300 * 4096))):
+        words = fio.command(measure, 300)
+        wanted = {"--filename=/data/bench", "--rw=randrw", "--bs=4k", "--direct=1", "--iodepth=1"}
+        assert {*wanted, f"--io_size={amount}"} <= set(words)
+    assert fio.helper(Measure.INSTRUCTIONS, 300) == ("vda", "500", "300")
+    assert fio.helper(Measure.TIME, 300) == () == SUITES["boot"].helper(Measure.TIME, 1)
+
+
+def test_a_suite_with_a_disk_counts_while_the_guests_clock_goes_on(tmp_path: Path) -> None:
+    how = How(Measure.INSTRUCTIONS, Accel.TCG, {}, cmdline="a=b", samples=7)
+    bind = Bind(str(tmp_path), "/data", kind=Kind.BLOCK)
+    counted = run_options(SUITES["fio"], how, (bind,))
+    assert counted.binds == (bind,) and counted.icount == 0 and counted.extra[:2] == ("-icount", "sleep=on")
+    timed = run_options(SUITES["fio"], replace(how, measure=Measure.TIME), (bind,))
+    assert (timed.icount, timed.extra, timed.arguments[-5]) == (None, (), f"--io_size={7 * 4096}")
+    redis = run_options(SUITES["redis"], how)
+    assert (redis.binds, redis.extra, redis.cpus, redis.icount, redis.cmdline) == ((), (), 1, 0, "a=b")
+
+
+def test_what_runs_beside_a_suite_is_packaged() -> None:
+    beside = {name: suite.beside.program for name, suite in SUITES.items() if suite.beside}
+    assert beside == {"fio": "watch", "redis": "client", "memcached": "client"}
+    assert all((ROOT / "workloads" / program / "Uklfile").is_file() for program in beside.values())
+
+
+def test_the_disks_file_system_needs_nothing_more_in_the_guest() -> None:
+    assert mkfs_cmd(Path("/d/disk.img"))[-2:] == [
+        "lazy_itable_init=0,lazy_journal_init=0,nodiscard,hash_seed=00000000-0000-4000-8000-000000000000",
+        "/d/disk.img",
+    ]
 
 
 def test_boot() -> None:
@@ -234,6 +279,8 @@ def test_the_table() -> None:
 
 A note."""
     )
+    long = replace(FOUND, suites=(replace(FOUND.suites[0], note="A long note. " * 20),))
+    assert max(len(line) for line in report.as_text(long).splitlines()[-3:]) <= 118
 
 
 def test_times_have_their_percentiles() -> None:
@@ -291,4 +338,6 @@ def test_a_picture_is_refused_before_anything_is_measured(monkeypatch: pytest.Mo
 
 def test_workloads_are_data_of_the_package() -> None:
     assert Data(ROOT).root == ROOT
-    assert {"syscall", "fault", "boot", "client"} <= {path.parent.name for path in ROOT.glob("workloads/*/Uklfile")}
+    assert {"syscall", "fault", "boot", "client", "watch"} <= {
+        path.parent.name for path in ROOT.glob("workloads/*/Uklfile")
+    }

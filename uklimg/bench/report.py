@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 
 from uklimg.bench.model import Case, Measure, Report, SuiteResult, Value, Variant
 
 VERSION = 1
+_WIDTH = 118
 _SAYS = {
     Measure.INSTRUCTIONS: "guest instructions (emulated, counted by QEMU: no time is measured)",
     Measure.TIME: "nanoseconds",
@@ -65,7 +67,7 @@ def as_text(report: Report) -> str:
     for result in report.suites:
         parts.append(f"{result.suite}: {result.title}\n\n{_table(result, report.variants)}")
         if result.note:
-            parts.append(result.note)
+            parts.append(textwrap.fill(result.note, _WIDTH))
         if report.measure is Measure.TIME and any(v.percentiles for c in result.cases for v in c.values.values()):
             parts.append(_percentiles(result, report.variants))
     return "\n\n".join(parts)

@@ -103,7 +103,7 @@ def _measure(args: argparse.Namespace, host: Host, suites: tuple[Suite, ...], si
             measure=_what(args.measure, accel, sink),
             accel=accel,
             env=host.env,
-            client=shop.program("client") if any(suite.client(Measure.TIME, 1) for suite in suites) else None,
+            programs={name: shop.program(name) for name in _beside(suites)},
             cmdline=args.cmdline,
             tsc_khz=host_tsc_khz(booting.cpuinfo()),
             samples=args.samples,
@@ -124,6 +124,10 @@ def _measure(args: argparse.Namespace, host: Host, suites: tuple[Suite, ...], si
             "parameters": args.cmdline,
         }
     return Report(how.measure, facts, compared, tuple(results))
+
+
+def _beside(suites: tuple[Suite, ...]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(suite.beside.program for suite in suites if suite.beside))
 
 
 def _what(wanted: str, accel: Accel, sink: Console) -> Measure:

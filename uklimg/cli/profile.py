@@ -34,10 +34,11 @@ HELP = "run an image under perf and draw what it does as a flame graph"
 _FREQUENCY = 999
 _SECONDS = 10
 _REQUESTS = 20_000
+_CLIENT = "client"
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    servers = [suite.name for suite in SUITES.values() if suite.client(Measure.TIME, 1)]
+    servers = [suite.name for suite in SUITES.values() if suite.beside and suite.beside.program == _CLIENT]
     parser.add_argument("-o", "--output", metavar="FILE", default="profile.svg", help="the picture (profile.svg)")
     parser.add_argument("--folded", metavar="FILE", default="", help="also write the counted stacks, a line each")
     parser.add_argument("--seconds", type=int, metavar="N", default=_SECONDS, help=f"how long to record ({_SECONDS})")
@@ -70,7 +71,7 @@ def run(args: argparse.Namespace, host: Host) -> int:
             shop = Workshop(host, store, sink)
             files = shop.files(root)
             debug = _debug(store, root, files.run.program)
-            tools = Tools(shop.perf, shop.program("profiler"), shop.program("client"), debug)
+            tools = Tools(shop.perf, shop.program("profiler"), shop.program(_CLIENT), debug)
             wanted = RunOptions(
                 arguments=tuple(args.arguments),
                 forwards=tuple(parse_forward(text) for text in args.publish),
@@ -81,7 +82,7 @@ def run(args: argparse.Namespace, host: Host) -> int:
                 type=MachineType(args.machine),
                 tsc_khz=host_tsc_khz(booting.cpuinfo()),
             )
-            client = SUITES[args.client].client(Measure.TIME, args.requests) if args.client else ()
+            client = SUITES[args.client].helper(Measure.TIME, args.requests) if args.client else ()
             sink(Note(f"booting {name} with perf beside it"))
             show = partial(_show, sink)
             with Stops() as stops:
