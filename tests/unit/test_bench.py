@@ -271,14 +271,15 @@ def test_the_table() -> None:
     assert (
         text.partition("system calls\n\n")[2]
         == """\
-|           |  linux | base | ratio |  BYP | ratio |           the paper |
-|-----------|-------:|-----:|------:|-----:|------:|--------------------:|
-| getppid   |    200 |  190 | 0.950 |   70 | 0.350 | BYP 0.17 (figure 3) |
-| read 8192 | 12,345 |    – |     – | 99.5 | 0.008 |                     |
-| odd       |      – |    1 |     – |    – |     – |                     |
+|             |  linux | base | ratio |  BYP | ratio |           the paper |
+|-------------|-------:|-----:|------:|-----:|------:|--------------------:|
+| getppid     |    200 |  190 | 0.950 |   70 | 0.350 | BYP 0.17 (figure 3) |
+| read 8192   | 12,345 |    – |     – | 99.5 | 0.008 |                     |
+| odd (bytes) |      – |    1 |     – |    – |     – |                     |
 
 A note."""
     )
+    assert "the paper" not in report.as_text(replace(FOUND, suites=(replace(FOUND.suites[0], cases=CASES[1:]),)))
     long = replace(FOUND, suites=(replace(FOUND.suites[0], note="A long note. " * 20),))
     assert max(len(line) for line in report.as_text(long).splitlines()[-3:]) <= 118
 
@@ -309,6 +310,7 @@ def test_the_picture_has_a_bar_for_each_ratio(tmp_path: Path) -> None:
     assert sorted(bars) == ["syscall-BYP-getppid", "syscall-BYP-read 8192", "syscall-base-getppid"]
     marks = re.findall(r'id="paper-([^"]+)"', one.read_text())
     assert marks == ["syscall-BYP-getppid"]
+    assert "(linux = 1, instructions, bytes)" in one.read_text()
     picture.draw(FOUND, tmp_path / "three.png")
     assert (tmp_path / "three.png").read_bytes().startswith(b"\x89PNG")
 

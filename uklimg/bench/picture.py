@@ -69,7 +69,7 @@ def _suite(axis: Any, result: SuiteResult, report: Report) -> None:
                 name = f"{result.suite}-{variant.name}-{case.name.label}"
                 marks.append((case.paper[variant.name][0], place, name))
         bars = axis.barh(places, lengths, thickness, label=variant.name)
-        axis.bar_label(bars, [f"{length:.2f}" for length in lengths], padding=2, fontsize=6)
+        axis.bar_label(bars, [f"{length:.3f}" for length in lengths], padding=2, fontsize=6)
         for bar, name in zip(bars, names, strict=True):
             bar.set_gid(f"bar-{name}")
         for x, y, name in marks:
@@ -77,10 +77,11 @@ def _suite(axis: Any, result: SuiteResult, report: Report) -> None:
             mark.set_gid(f"paper-{name}")
     if any(case.paper for case in result.cases):
         axis.plot([], [], marker="D", markersize=3, color="black", linestyle="none", label=_PAPER)
-    axis.axvline(1.0, color="grey", linewidth=0.8)
+    axis.axvline(1.0, color="grey", linewidth=0.8, zorder=0)
     axis.set_yticks(range(len(result.cases)), [case.name.label for case in result.cases])
     axis.margins(y=0.01)
     axis.invert_yaxis()
-    axis.set_title(f"{result.suite}: {result.title} (linux = 1, {report.measure.value})", fontsize=9, loc="left")
+    units = ", ".join(dict.fromkeys(case.unit for case in result.cases))
+    axis.set_title(f"{result.suite}: {result.title} (linux = 1, {units})", fontsize=9, loc="left")
     axis.set_xlim(left=0)
     axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=7, frameon=False)

@@ -65,7 +65,7 @@ def as_text(report: Report) -> str:
     facts = ", ".join(f"{name} {value}" for name, value in report.facts.items() if value != "")
     parts = [f"Measured: {_SAYS[report.measure]}. Less is better; ratios are to plain Linux (linux = 1.00).\n{facts}"]
     for result in report.suites:
-        parts.append(f"{result.suite}: {result.title}\n\n{_table(result, report.variants)}")
+        parts.append(f"{result.suite}: {result.title}\n\n{_table(result, report)}")
         if result.note:
             parts.append(textwrap.fill(result.note, _WIDTH))
         if report.measure is Measure.TIME and any(v.percentiles for c in result.cases for v in c.values.values()):
@@ -73,17 +73,22 @@ def as_text(report: Report) -> str:
     return "\n\n".join(parts)
 
 
-def _table(result: SuiteResult, variants: Sequence[Variant]) -> str:
-    others = [variant for variant in variants if not variant.twin]
-    columns = ["", "linux", *(word for variant in others for word in (variant.name, "ratio")), "the paper"]
+def _table(result: SuiteResult, report: Report) -> str:
+    """What is of another unit than the report says so; a column of the paper's figures where there are any."""
+    others = [variant for variant in report.variants if not variant.twin]
+    columns = ["", "linux", *(word for variant in others for word in (variant.name, "ratio"))]
     rows = []
     for case in result.cases:
         linux = case.values.get("linux")
-        row = [case.name.label, _number(linux.value if linux else None)]
+        label = case.name.label + ("" if case.unit == report.measure.value else f" ({case.unit})")
+        row = [label, _number(linux.value if linux else None)]
         for variant in others:
             value = case.values.get(variant.name)
             row += [_number(value.value if value else None), _ratio(case.ratio(variant.name))]
-        rows.append([*row, _paper(case.paper)])
+        rows.append(row)
+    if any(case.paper for case in result.cases):
+        columns.append("the paper")
+        rows = [[*row, _paper(case.paper)] for row, case in zip(rows, result.cases, strict=True)]
     return markdown(columns, rows)
 
 

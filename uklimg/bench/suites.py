@@ -185,6 +185,10 @@ _INSIDE = (
     "The client is a process beside the server; the figure is the server's own processor time, with the interrupts "
     "that came meanwhile. With the client: everything from the first request to the last reply."
 )
+_ONE_EACH = (
+    "syscall, sysret and iretq count as one instruction each, as any other. The paper's figures are times, in which "
+    "they are dear: what going without them saves shows there, not here."
+)
 _ON_DISK = "A file of 64 MB on ext4, on a virtio disk whose blocks are a file of this machine, and so in its memory."
 _TIMED = "The client is a process beside the server, on another processor, over the loopback interface."
 
@@ -199,6 +203,7 @@ SUITES: Mapping[str, Suite] = {
             lambda _measure, samples: ("syscall", str(samples)),
             _sampled,
             samples=_COUNTED,
+            note={Measure.INSTRUCTIONS: _ONE_EACH},
         ),
         Suite(
             "fault",
@@ -208,10 +213,11 @@ SUITES: Mapping[str, Suite] = {
             lambda _measure, samples: ("fault", str(samples)),
             _sampled,
             samples=_COUNTED,
+            note={Measure.INSTRUCTIONS: _ONE_EACH},
         ),
         Suite(
             "fio",
-            "fio: random reads and writes of 4 KB, direct, one at a time",
+            "random reads and writes of 4 KB, direct, one at a time",
             "apps/fio/Uklfile",
             "apps/fio",
             _fio_command,
@@ -228,7 +234,7 @@ SUITES: Mapping[str, Suite] = {
         ),
         Suite(
             "redis",
-            "Redis, a request, 30 connections",
+            "a request, 30 connections",
             "apps/redis/Uklfile",
             "apps/redis",
             lambda _measure, _samples: ("redis-server", "/etc/redis.conf", "--save", ""),
@@ -240,14 +246,15 @@ SUITES: Mapping[str, Suite] = {
         ),
         Suite(
             "memcached",
-            "memcached with 4 threads, a request, by connections",
+            "a request, 4 threads, by connections",
             "apps/memcached/Uklfile",
             "apps/memcached",
             lambda _measure, _samples: ("memcached", "-u", "root", "-m", "64", "-t", "4"),
             _requests(_memcached_name),
             beside=Beside("client", _memcached_client),
             cpus=2,
-            samples={Measure.INSTRUCTIONS: 4_000, Measure.TIME: 100_000},
+            # Fewer would do, were it not that threads share a processor now in one order, now in another.
+            samples={Measure.INSTRUCTIONS: 12_000, Measure.TIME: 100_000},
             note={
                 Measure.INSTRUCTIONS: f"{_INSIDE} The paper's figures are latencies.",
                 Measure.TIME: f"{_TIMED} The paper's figures are 99th percentiles.",

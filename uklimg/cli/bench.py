@@ -118,7 +118,7 @@ def _measure(args: argparse.Namespace, host: Host, suites: tuple[Suite, ...], si
         facts: dict[str, JSON] = {
             "uklimg": __version__,
             "accelerator": accel.value,
-            "qemu": Qemu().version(host.env),
+            "qemu": Qemu().version(host.env).removeprefix("QEMU emulator version "),
             "kernel": first.run.kernel_version,
             "libc": first.run.libc_version,
             "parameters": args.cmdline,
