@@ -16,8 +16,9 @@ import pytest
 from uklimg import oci, proc
 from uklimg.cli import build, run
 from uklimg.cli.host import Host
-from uklimg.cli.main import VERBS, main, parser, verbs
+from uklimg.cli.main import VERBS, main, parser, read, verbs
 from uklimg.cli.options import find_image
+from uklimg.cli.run import variables
 from uklimg.errors import ExitCode, ToolError, UserError
 from uklimg.imagebuild import build_image
 from uklimg.project import parse_build_args
@@ -139,9 +140,22 @@ def test_only_the_verb_that_is_named_is_imported(argv: list[str], names: list[st
 @pytest.mark.parametrize("argv", [[], ["fly"], ["build", "--wings"], ["run"], ["build", "--progress", "loud"]])
 def test_a_wrong_command_line_is_usage(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
-        parser().parse_args(argv)
+        read(argv)
     assert caught.value.code == ExitCode.USAGE
-    assert "usage: uklimg" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert told.startswith("uklimg") and told.endswith(" --help)\n") and told.count("\n") == 1
+
+
+def test_arguments_of_a_program_are_not_missing(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        read(["run"])
+    assert capsys.readouterr().err == "uklimg run: the following arguments are required: REF (uklimg run --help)\n"
+
+
+def test_a_variable_that_this_machine_lacks_is_not_set(tmp_path: Path) -> None:
+    settings = read_settings({}, tmp_path)
+    host = Host({"THERE": "x y"}, tmp_path, 0, io.StringIO(), io.StringIO(), settings, None)
+    assert variables(["THERE", "LACKS", "GIVEN=", "A=b=c"], host) == {"THERE": "x y", "GIVEN": "", "A": "b=c"}
 
 
 # --- errors of a Uklfile

@@ -6,9 +6,10 @@ import argparse
 import os
 import sys
 
+from uklimg.cli import options
 from uklimg.cli.guests import guests_of
 from uklimg.cli.host import Host
-from uklimg.cli.run import variable, writer
+from uklimg.cli.run import variables, writer
 from uklimg.errors import UserError
 from uklimg.guest.commands import Command
 from uklimg.running import client
@@ -24,7 +25,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-w", "--workdir", metavar="PATH", default="", help="where it starts (the program's folder)")
     parser.add_argument("guest", metavar="GUEST", help="name or id of a guest")
     parser.add_argument("command", metavar="COMMAND", help="a program of the image")
-    parser.add_argument("arguments", metavar="ARG", nargs=argparse.REMAINDER, help="its arguments")
+    options.add_arguments(parser, "its arguments")
 
 
 def run(args: argparse.Namespace, host: Host) -> int:
@@ -34,7 +35,7 @@ def run(args: argparse.Namespace, host: Host) -> int:
     if args.tty and stdin is not None and not os.isatty(stdin):
         raise UserError("-t needs a terminal as standard input", hint="-i alone is for pipes")
     rows, columns = client.window_size(stdin)
-    env = dict(variable(text, host) for text in args.env)
+    env = variables(args.env, host)
     if args.tty:
         env.setdefault("TERM", host.environ.get("TERM", "xterm"))
     argv = (args.command, *args.arguments)

@@ -35,7 +35,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--force", action="store_true", help="replace what an earlier export wrote")
     parser.add_argument("--cmdline", metavar="TEXT", default="", help="further kernel parameters")
     parser.add_argument("-m", "--memory", metavar="SIZE", default="", help="memory, as in 512M (the image's)")
-    parser.add_argument("--cpus", type=int, metavar="N", default=0, help="processors (the image's)")
+    parser.add_argument("--cpus", type=int, metavar="N", default=None, help="processors (the image's)")
     parser.add_argument("--name", metavar="NAME", default="", help="what the machine is called (the program)")
     parser.add_argument(
         "--network", metavar="none|user|NAME", default="", help="none, or a network or tap device of the hypervisor"
@@ -97,8 +97,7 @@ def _wanted(args: argparse.Namespace, host: Host, out: Path | None) -> Wanted:
     names = ("cmdline", "memory", "cpus", "name", "network", "accel", "image", "at", "stub")
     check_options(args.format, frozenset(name for name in names if getattr(args, name)))
     check_network(args.format, args.network)
-    if args.cpus < 0:
-        raise UserError("--cpus wants a number greater than 0")
+    cpus = options.at_least_one(args.cpus, "--cpus")
     if not args.cmdline.isprintable():
         raise UserError("--cmdline has control characters")
     try:
@@ -108,7 +107,7 @@ def _wanted(args: argparse.Namespace, host: Host, out: Path | None) -> Wanted:
     return Wanted(
         cmdline=args.cmdline,
         memory=size,
-        cpus=args.cpus,
+        cpus=cpus,
         name=args.name,
         network=args.network,
         accel=Accel(args.accel) if args.accel else None,

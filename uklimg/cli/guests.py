@@ -8,6 +8,7 @@ import secrets
 import time
 from collections.abc import Sequence
 
+from uklimg.cli import options
 from uklimg.cli.host import Host
 from uklimg.errors import UserError
 from uklimg.oci import HealthCheck, Image
@@ -18,6 +19,7 @@ from uklimg.running.record import Identity, Record
 from uklimg.spec.values import BadValueError, duration
 
 _FOLDER = "guests"
+_TIMES = ("interval", "timeout", "start_period", "start_interval")
 
 
 def guests_of(host: Host) -> Guests:
@@ -46,21 +48,27 @@ def add_detached(parser: argparse.ArgumentParser) -> None:
         ("start-interval", "between checks until then (5s)"),
     ):
         parser.add_argument(f"--health-{name}", metavar="TIME", default="", help=f"the time {what}")
-    parser.add_argument("--health-retries", type=int, metavar="N", default=0, help="failures in a row that count (3)")
+    parser.add_argument(
+        "--health-retries", type=int, metavar="N", default=None, help="failures in a row that count (3)"
+    )
     parser.add_argument("--no-healthcheck", action="store_true", help="run no health check")
+
+
+def health_options(args: argparse.Namespace) -> dict[str, bool]:
+    """The options about a health check, and whether they were given."""
+    words = ("health_cmd", *(f"health_{name}" for name in _TIMES), "health_retries")
+    return {"--" + word.replace("_", "-"): getattr(args, word) not in ("", None) for word in words}
 
 
 def health_of(args: argparse.Namespace, image: HealthCheck | None) -> HealthCheck | None:
     """The image's health check with what the command line says; None when there is to be none."""
-    times = ("interval", "timeout", "start_period", "start_interval")
-    given = {name: getattr(args, f"health_{name}") for name in times}
-    asked = bool(args.health_cmd or args.health_retries or any(given.values()))
+    given = {name: getattr(args, f"health_{name}") for name in _TIMES}
+    retries = options.at_least_one(args.health_retries, "--health-retries")
+    asked = any(health_options(args).values())
     if args.no_healthcheck:
         if asked:
             raise UserError("--no-healthcheck and another --health option exclude one another")
         return None
-    if args.health_retries < 0:
-        raise UserError("--health-retries wants a number greater than 0")
     argv, shell = (image.argv, image.shell) if image else ((), False)
     if args.health_cmd:
         argv, shell = _health_command(args.health_cmd)
@@ -76,7 +84,7 @@ def health_of(args: argparse.Namespace, image: HealthCheck | None) -> HealthChec
         timeout=_duration("timeout", given["timeout"]) or base.timeout,
         start_period=_duration("start-period", given["start_period"]) or base.start_period,
         start_interval=_duration("start-interval", given["start_interval"]) or base.start_interval,
-        retries=args.health_retries or base.retries,
+        retries=retries or base.retries,
     )
 
 

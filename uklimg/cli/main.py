@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
 import signal
 import sys
@@ -64,6 +65,7 @@ VERBS = (
 
 
 COMPLETION = "completion"
+HELP = "help"
 # Verbs that end as what they run does.
 RUNNING = ("run", "exec")
 STORE = "--store"
@@ -81,27 +83,36 @@ def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def verbs(argv: Sequence[str] = ()) -> tuple[ModuleType, ...]:
-    """The modules of the verbs that ``argv`` may mean: where it names one, only that, because importing all takes
-    longer than a build in which nothing changed."""
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong with a command line in one line, as everything else does."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(int(ExitCode.USAGE), f"{self.prog}: {message} ({self.prog} --help)\n")
+
+
+def named_verb(argv: Sequence[str]) -> str:
+    """The word in the place of a verb, "" when there is none."""
     words = iter(argv)
-    named = ""
     for word in words:
         if word == STORE:
             next(words, None)
         elif not word.startswith("-"):
-            named = word
-            break
+            return word
+    return ""
+
+
+def verbs(argv: Sequence[str] = ()) -> tuple[ModuleType, ...]:
+    """The modules of the verbs that ``argv`` may mean: where it names one, only that, because importing all takes
+    longer than a build in which nothing changed."""
+    named = named_verb(argv)
     # All are wanted for --help, for messages, and for completion.
     wanted = (named,) if named in VERBS and named != COMPLETION else VERBS
     return tuple(import_module(f"uklimg.cli.{name}") for name in wanted)
 
 
-def parser(argv: Sequence[str] = ()) -> argparse.ArgumentParser:
+def parser(argv: Sequence[str] = ()) -> Parser:
     """For ``argv``, of which only a verb matters."""
-    top = argparse.ArgumentParser(
-        prog=NAME, description="Build, ship and run Linux unikernels from a Uklfile.", allow_abbrev=False
-    )
+    top = Parser(prog=NAME, description="Build, ship and run Linux unikernels from a Uklfile.", allow_abbrev=False)
     top.add_argument("--version", action="version", version=f"{NAME} {__version__}")
     top.add_argument(STORE, metavar="DIR", default="", help="the folder of images and cached steps")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", dest="verb", required=True)
@@ -115,13 +126,31 @@ def parser(argv: Sequence[str] = ()) -> argparse.ArgumentParser:
             allow_abbrev=False,
         )
         module.add(verb)
-        verb.set_defaults(function=module.run, top=top)
+        verb.set_defaults(function=module.run, top=top, own=verb)
     return top
+
+
+def read(argv: Sequence[str]) -> argparse.Namespace:
+    """What a command line says. SystemExit for --help, and for what is wrong, with the help of the verb at hand."""
+    if argv[:1] == [HELP]:
+        argv = [*argv[1:2], "--help"]
+    named = named_verb(argv)
+    top = parser(argv)
+    if named and named not in VERBS:
+        near = difflib.get_close_matches(named, VERBS, n=1)
+        top.error(f"there is no command {named!r}{f', did you mean {near[0]}?' if near else ''}")
+    args, left = top.parse_known_args(argv)
+    if left:
+        args.own.error(f"unrecognized arguments: {' '.join(left)}")
+    return args
 
 
 def main(argv: Sequence[str], environ: Mapping[str, str], cwd: Path, uid: int, stdout: TextIO, stderr: TextIO) -> int:
     """Run one command and return its exit status; raises SystemExit only for usage errors and --help."""
-    args = parser(argv).parse_args(argv)
+    if not argv:
+        parser().print_help(stderr)
+        return int(ExitCode.USAGE)
+    args = read(argv)
     failed = ExitCode.RUN_FAILED if args.verb in RUNNING else None
     state = Path("/tmp")
     try:

@@ -103,20 +103,31 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
 
 def add_jobs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--jobs", type=int, metavar="N", default=0, help="processors that steps may use, and steps at once (all)"
+        "--jobs", type=int, metavar="N", default=None, help="processors that steps may use, and steps at once (all)"
     )
+
+
+def add_arguments(parser: argparse.ArgumentParser, text: str) -> None:
+    """All further words, whatever they look like."""
+    action = parser.add_argument("arguments", metavar="ARG", nargs=argparse.REMAINDER, help=text)
+    action.required = False  # Python before 3.12 reports it among what is missing
+
+
+def at_least_one(value: int | None, option: str) -> int:
+    """What an option says, 0 when it was not given. UserError when it is less than 1."""
+    if value is not None and value < 1:
+        raise UserError(f"{option} wants a number greater than 0")
+    return value or 0
 
 
 def limit_processors(args: argparse.Namespace) -> None:
     """What --jobs says: steps inherit our processors, and `nproc` in them counts those; keys do not know of it."""
-    if not args.jobs:
+    if not (jobs := at_least_one(args.jobs, "--jobs")):
         return
-    if args.jobs < 1:
-        raise UserError("--jobs wants a number greater than 0")
     there = sorted(os.sched_getaffinity(0))
     if not there:
         raise InternalError("no processor to run on")
-    os.sched_setaffinity(0, there[: args.jobs])
+    os.sched_setaffinity(0, there[:jobs])
 
 
 def add_progress(parser: argparse.ArgumentParser) -> None:

@@ -52,18 +52,19 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--requests", type=int, metavar="N", default=_REQUESTS, help=f"of the client, a case ({_REQUESTS})"
     )
     parser.add_argument("-p", "--publish", metavar="HOST:GUEST", action="append", default=[], help="forward a port")
-    parser.add_argument("--cpus", type=int, metavar="N", default=0, help="processors (the image's)")
+    parser.add_argument("--cpus", type=int, metavar="N", default=None, help="processors (the image's)")
     parser.add_argument("--cmdline", metavar="TEXT", default="", help="further kernel parameters")
     booting.add_machine(parser)
     options.add_engine(parser)
     options.add_progress(parser)
     parser.add_argument("ref", metavar="REF", help="name or digest of an image")
-    parser.add_argument("arguments", metavar="ARG", nargs=argparse.REMAINDER, help="in place of the image's command")
+    options.add_arguments(parser, "in place of the image's command")
 
 
 def run(args: argparse.Namespace, host: Host) -> int:
-    if min(args.seconds, args.frequency, args.requests) < 1 or args.cpus < 0:
-        raise UserError("--seconds, --frequency, --requests and --cpus want a number greater than 0")
+    cpus = options.at_least_one(args.cpus, "--cpus")
+    if min(args.seconds, args.frequency, args.requests) < 1:
+        raise UserError("--seconds, --frequency and --requests want a number greater than 0")
     with console(args.progress, host.stderr) as sink:
         store = host.store(sink)
         with store.session():
@@ -76,7 +77,7 @@ def run(args: argparse.Namespace, host: Host) -> int:
                 arguments=tuple(args.arguments),
                 forwards=tuple(parse_forward(text) for text in args.publish),
                 no_network=not args.publish,
-                cpus=args.cpus,
+                cpus=cpus,
                 cmdline=args.cmdline,
                 accel=booting.accel_of(args.accel, host, files.vmlinux, sink),
                 type=MachineType(args.machine),

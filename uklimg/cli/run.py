@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO, TextIO
@@ -37,6 +38,8 @@ from uklimg.store import Store
 NAME = "run"
 HELP = "boot an image in a virtual machine"
 VMLINUX, BZIMAGE = "vmlinux", "bzimage"
+# What QEMU serves a debugger on, without options.
+GDB = re.compile(r"tcp:[^,\s]*:[0-9]{1,5}|unix:[^,\s]+")
 # Remembers in the state folder whether KVM works.
 ACCEL = "accel.json"
 
@@ -44,7 +47,7 @@ ACCEL = "accel.json"
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-p", "--publish", metavar="HOST:GUEST", action="append", default=[], help="forward a port")
     parser.add_argument("-m", "--memory", metavar="SIZE", default="", help="memory, as in 512M (the image's)")
-    parser.add_argument("--cpus", type=int, metavar="N", default=0, help="processors (the image's)")
+    parser.add_argument("--cpus", type=int, metavar="N", default=None, help="processors (the image's)")
     parser.add_argument(
         "-v", "--volume", metavar="HOST:GUEST", action="append", default=[], help="mount a folder or a disk image"
     )
@@ -75,7 +78,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     guests.add_detached(parser)
     options.add_plain_http(parser)
     parser.add_argument("ref", metavar="REF", help="name or digest of an image")
-    parser.add_argument("arguments", metavar="ARG", nargs=argparse.REMAINDER, help="in place of the image's command")
+    options.add_arguments(parser, "in place of the image's command")
 
 
 def add_accel(parser: argparse.ArgumentParser) -> None:
@@ -142,8 +145,11 @@ def _detach(
 
 def run_options(args: argparse.Namespace, host: Host) -> RunOptions:
     """What the command line asks for; raises UserError."""
-    if args.cpus < 0 or args.stop_timeout < 0:
-        raise UserError("--cpus and --stop-timeout want a number greater than 0")
+    cpus = options.at_least_one(args.cpus, "--cpus")
+    if args.stop_timeout < 0:
+        raise UserError("--stop-timeout wants a number of seconds")
+    if args.gdb and not GDB.fullmatch(args.gdb):
+        raise UserError(f"--gdb {args.gdb}: not an address", hint="as in tcp:127.0.0.1:1234 or unix:/run/gdb.sock")
     if args.detach and args.interactive:
         raise UserError("-d leaves no standard input to connect", hint="uklimg exec -i")
     if args.tap and (args.publish or args.no_network):
@@ -152,20 +158,20 @@ def run_options(args: argparse.Namespace, host: Host) -> RunOptions:
         )
     if args.ip and not args.tap:
         raise UserError("--ip is the guest's address on a tap device", hint="--tap DEVICE")
-    lonely = {"--name": args.name, "--restart": args.restart != "no", "--health-cmd": args.health_cmd}
+    lonely = {"--name": args.name, "--restart": args.restart != "no", **guests.health_options(args)}
     for option, given in lonely.items():
         if given and not args.detach:
             raise UserError(f"{option} is for guests that run by themselves", hint="add -d")
     return RunOptions(
         arguments=tuple(args.arguments),
-        env=dict(variable(text, host) for text in args.env),
+        env=variables(args.env, host),
         forwards=tuple(parse_forward(text) for text in args.publish),
         binds=(
             *(parse_bind(text, host.cwd) for text in args.volume),
             *(parse_mount(text, host.cwd) for text in args.mount),
         ),
         memory=_memory(args.memory) if args.memory else 0,
-        cpus=args.cpus,
+        cpus=cpus,
         type=MachineType(args.machine),
         no_network=args.no_network,
         network=parse_tap(args.tap, args.ip) if args.tap else None,
@@ -207,12 +213,18 @@ def _memory(text: str) -> int:
         raise UserError(f"-m: {error}", hint=error.hint) from error
 
 
-def variable(text: str, host: Host) -> tuple[str, str]:
-    """``NAME=VALUE``, or ``NAME`` for this machine's value, as Docker has it."""
-    name, equals, value = text.partition("=")
-    if not name or "\0" in text:
-        raise UserError(f"{text!r} is not a variable", hint="-e NAME=VALUE")
-    return name, value if equals else host.environ.get(name, "")
+def variables(words: Sequence[str], host: Host) -> dict[str, str]:
+    """``NAME=VALUE``, or ``NAME`` for this machine's value, and nothing where it has none, as Docker has it."""
+    found: dict[str, str] = {}
+    for text in words:
+        name, equals, value = text.partition("=")
+        if not name or "\0" in text:
+            raise UserError(f"{text!r} is not a variable", hint="-e NAME=VALUE")
+        if equals:
+            found[name] = value
+        elif name in host.environ:
+            found[name] = host.environ[name]
+    return found
 
 
 def boot_file(store: Store, image: oci.Image, role: str) -> Path:
