@@ -232,6 +232,28 @@ def test_what_starts_the_image_is_not_copied_over(line: str, path: str) -> None:
     assert error.startswith(f"f:{at}:") and f"to {path!r}, which uklimg makes itself (" in error
 
 
+@pytest.mark.parametrize(
+    ("line", "place", "mount"),
+    [
+        ("COPY x /tmp/seed", "4:8", "/tmp"),
+        ("COPY x y /run/", "4:10", "/run"),
+        ("COPY <<socket.conf /run/app/\ntext\nsocket.conf", "4:20", "/run"),
+        ("ADD x /dev/null", "4:7", "/dev"),
+        ("COPY x /proc", "4:8", "/proc"),
+        ("WORKDIR /run/app", "4:9", "/run"),
+    ],
+)
+def test_what_is_mounted_over_is_no_place_for_files(line: str, place: str, mount: str) -> None:
+    """The image would be built, and lack them."""
+    (error,) = errors("FROM debian:trixie AS build\nFROM ukl:6.12\nLINK /bin/p\n" + line)
+    assert error.startswith(f"f:{place}: ") and f": {mount} is mounted over when the image starts (" in error
+
+
+def test_where_files_may_be_beside_the_mounts() -> None:
+    found = image("COPY x /tmpl/\nCOPY y /run.d\nWORKDIR /tmp\nVOLUME /run/state").image
+    assert (found.workdir, found.volumes) == ("/tmp", ("/run/state",))
+
+
 def test_copy_near_what_starts_the_image() -> None:
     found = image("COPY x /init.d/\nCOPY x /uklx\nCOPY <<y /\ntext\ny\nVOLUME /initdata").image
     assert [copy.dest for copy in found.copies] == ["/init.d/", "/uklx", "/"]

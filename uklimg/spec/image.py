@@ -65,7 +65,14 @@ _RUNNING, _ENDED = "running", "ended"  # what the program is like when a test ru
 _RESERVED = ("/", "/proc", "/sys", "/dev", "/ukl")
 # Files of the initramfs that make it start: PID 1, what it reads, its console, and below /ukl the programs' names.
 _OURS = ("/init", "/etc/uklimg/run.conf", "/dev/console", "/ukl")
+# Where PID 1 mounts something (uklimg/guest/init.c): the initramfs' files below cannot be seen.
+_MOUNTED = ("/proc", "/sys", "/dev", "/tmp", "/run")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}", re.ASCII)
+
+
+def _covered(path: str) -> str:
+    """The mount that hides ``path``, "" when none does."""
+    return next((mount for mount in _MOUNTED if path == mount or path.startswith(f"{mount}/")), "")
 
 
 def image_stage(
@@ -202,6 +209,13 @@ class _Reader:
         keyword = directive.keyword
         if keyword == "WORKDIR":
             workdir(directive, self.scope)
+            path = self.scope.workdir
+            if (covered := _covered(path)) and path != covered:
+                raise UserError(
+                    f"WORKDIR {quoted(path)}: {covered} is mounted over when the image starts",
+                    hint="choose another folder",
+                    location=directive.text.location,
+                )
             return
         if keyword in ("KERNEL", "GLIBC"):
             self.once(directive, "say all of it in one")
@@ -315,6 +329,13 @@ class _Reader:
                 raise UserError(
                     f"{directive.keyword} to {quoted(path)}, which uklimg makes itself",
                     hint="choose another destination; LINK names the program",
+                    location=directive.dest.location,
+                )
+            if covered := _covered(path):
+                assert directive.dest is not None, "the parser gives COPY a destination"
+                raise UserError(
+                    f"{directive.keyword} to {quoted(path)}: {covered} is mounted over when the image starts",
+                    hint="choose another destination",
                     location=directive.dest.location,
                 )
         return found
