@@ -35,8 +35,8 @@ from uklimg.events import (
 from uklimg.graph import Blob, Container, ContextTree, Graph, Host, Inline, Kind, Output, Step
 from uklimg.hostfunctions import ROOTFS_TAR, HostFunction, HostJob
 from uklimg.oci import EPOCH
+from uklimg.recipes import app, registry_image
 from uklimg.recipes import image as image_recipe
-from uklimg.recipes import registry_image
 from uklimg.store import StepResult, Store
 from uklimg.toplayer import unpack_below
 from uklimg.walk import Task, Walk, missing
@@ -276,6 +276,7 @@ class Executor:
                 error.message, error.hint = f"{step.title}: {_FULL} ({error.message})", error.hint or _MAKE_ROOM
             if error.exit_code == ExitCode.STEP:
                 self._sink(StepFailed(step.id, step.title, str(log)))
+                error.hint = error.hint or app.advice(error.detail)
                 if str(log) not in error.message:
                     error.hint = error.hint or f"the whole log is {log}"
             raise

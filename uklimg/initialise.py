@@ -55,7 +55,8 @@ _LIBRARIES = {
 # What every static link has.
 _OF_LIBC = {"m", "pthread", "dl", "rt", "c", "util", "threads", "stdc++", "gcc", "crypt", "resolv"}
 # In order: an earlier one is preferred where a folder has several.
-FILES = ("meson.build", "CMakeLists.txt", "configure", "configure.ac", "Makefile", "GNUmakefile", "makefile")
+_MAKEFILES = ("Makefile", "GNUmakefile", "makefile")
+FILES = ("meson.build", "CMakeLists.txt", "configure", "configure.ac", *_MAKEFILES)
 _CXX = (".cc", ".cpp", ".cxx", ".C")
 # Targets that are no program, by their form or by their name.
 _NO_PROGRAM = re.compile(r"[%@$]|\.(o|a|so|d|s|i|lo|la|c|cc|cpp|h|py|txt|html|[1-9])$")
@@ -66,7 +67,8 @@ _NOT_PROGRAMS = {"all", "install", "clean", "distclean", "check", "test", "help"
 class Guess:
     """``system`` is make, autotools, cmake or meson; ``program`` where the build leaves it, relative to the build
     folder; ``packages`` the Debian packages that the build itself needs, ``libraries`` those of its libraries
-    (a -dev package, or "" where none is known, by the name the build file uses)."""
+    (a -dev package, or "" where none is known, by the name the build file uses); ``compilers`` the variables that
+    make must be told, because a makefile sets them itself, as in ``CC=ukl-gcc``."""
 
     system: str
     file: str
@@ -76,6 +78,7 @@ class Guess:
     libraries: tuple[tuple[str, str], ...] = ()
     cxx: bool = False
     port: int = 0
+    compilers: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -92,6 +95,7 @@ def guess(files: Mapping[str, str], names: tuple[str, ...], folder: str) -> Gues
     cxx = any(name.endswith(_CXX) for name in names)
     packages: tuple[str, ...]
     libraries: list[str]
+    compilers: tuple[str, ...] = ()
     if found == "meson.build":
         program, certain = _meson(files, folder)
         libraries = re.findall(r"dependency\s*\(\s*'([^']+)'", texts)
@@ -120,11 +124,24 @@ def guess(files: Mapping[str, str], names: tuple[str, ...], folder: str) -> Gues
         libraries = re.findall(r"(?<![\w-])-l([A-Za-z][\w+.-]*)", texts)
         libraries += [_plain(word) for word in re.findall(r"pkg-config[^)\n]*--libs\s+([\w.+-]+)", texts)]
         system, packages = "make", ()
+        makefiles = [text for path, text in files.items() if posixpath.basename(path) in _MAKEFILES]
+        compilers = _own_compilers(makefiles)
     wanted = dict.fromkeys(name for name in libraries if name.lower() not in _OF_LIBC)
     known = tuple((name, _LIBRARIES.get(name.lower(), "")) for name in wanted)
     if "pkg-config" in texts or "PKG_CHECK_MODULES" in texts or "pkg_check" in texts.lower() or system == "meson":
         packages = (*packages, "pkgconf")
-    return Guess(system, found, program, certain, packages, known, cxx)
+    return Guess(system, found, program, certain, packages, known, cxx, compilers=compilers)
+
+
+def _own_compilers(makefiles: list[str]) -> tuple[str, ...]:
+    """The variables that win over the environment's: ``CC = gcc``, but not ``CC ?= gcc``. Our linker comes by the
+    compiler, so that LD may be what it likes."""
+    text = "\n".join(_uncommented(makefile) for makefile in makefiles)
+    found = []
+    for name, ours in (("CC", "ukl-gcc"), ("CXX", "ukl-g++")):
+        if re.search(rf"^ *(?:(?:export|override) +)?{name}[ \t]*:{{0,3}}=", text, re.MULTILINE):
+            found.append(f"{name}={ours}")
+    return tuple(found)
 
 
 def _plain(word: str) -> str:
@@ -276,7 +293,8 @@ def uklfile(found: Guess, series: str) -> str:
         "COPY . .",
         "",
         "# Steps have no network. A changed source file runs this again, and nothing else.",
-        command,
+        *([f"# {found.file} names its compiler itself; make is told ours."] if found.compilers else []),
+        " ".join([command, *found.compilers]),
         "",
         f"# The image: a kernel of the {series} series with the program linked into it.",
         f"FROM ukl:{series}",

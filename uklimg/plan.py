@@ -386,7 +386,8 @@ class _Planner:
                     self._kernel_override(image),
                     twin=twin,
                 ),
-                image.location,
+                # What can be wrong with a kernel is what the Uklfile asks of it.
+                image.kconfig[0].location if image.kconfig else image.location,
             )
             app = self._program(image) if twin else self._app(image, kit)
             copies = [self._copy(copy) for copy in image.copies]

@@ -220,6 +220,7 @@ def test_a_program_that_was_not_linked_by_the_wrapper(tmp_path: Path) -> None:
     assert found.status == ExitCode.STEP
     assert "was not linked by ukl-gcc" in found.err
     assert "uklimg: Uklfile:5:1: LINK /src/hello" in found.err.splitlines()[-1]
+    assert "RUN make CC=ukl-gcc" in found.err.splitlines()[-1]
 
 
 def test_a_program_that_is_not_there(tmp_path: Path) -> None:

@@ -252,6 +252,17 @@ def test_a_failing_step_says_where_and_leaves_the_finished_ones(world: World) ->
     assert world.executor().run(GRAPH).ran == ("app", "joined")
 
 
+def test_a_program_of_another_compiler_is_told_what_to_do(world: World) -> None:
+    def fail(job: Job) -> None:
+        said = "ukl-find: /p was not linked by ukl-gcc or ukl-g++ (build ID 12 is unknown)"
+        raise ToolError(f"it failed; the whole log is {job.log}", exit_code=ExitCode.STEP, detail=said)
+
+    world.engine.behaviours["app"] = fail
+    with pytest.raises(ToolError) as caught:
+        world.executor().run(GRAPH)
+    assert "RUN make CC=ukl-gcc CXX=ukl-g++" in caught.value.hint
+
+
 @pytest.mark.parametrize("exception", [KeyboardInterrupt, RuntimeError])
 def test_whatever_ends_a_step_leaves_the_store_intact(world: World, exception: type[BaseException]) -> None:
     def end(job: Job) -> None:

@@ -51,6 +51,23 @@ def test_libraries_of_a_makefile() -> None:
     assert made.packages == ("pkgconf",)
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("CC = gcc\nx: a.o\n\t$(CC) -o x\n", "CC=ukl-gcc"),
+        ("export CC:=clang\n  CXX ::= g++\nx: a.o\n\t$(CC) -o x\n", "CC=ukl-gcc CXX=ukl-g++"),
+        ("CC ?= gcc\nCCFLAGS = -O2\n# CC = gcc\nx: a.o\n\t$(CC) -o x\n", ""),
+        ("x: CCOPT = 1\nx: a.o\n\tCC=gcc ./build -o x\n", ""),
+    ],
+)
+def test_a_makefile_that_names_its_compiler(text: str, words: str) -> None:
+    """`CC = gcc` wins over the environment, and the program would not be one for LINK."""
+    for path in (MAKEFILE, "src/Makefile"):
+        made = found({MAKEFILE: "x: a.o\n\t$(CC) -o x\n", path: text})
+        assert " ".join(made.compilers) == words
+        assert f"RUN make -j$(nproc) {words}".strip() in uklfile(made, "6.12").splitlines()
+
+
 def test_cmake() -> None:
     files = {
         "CMakeLists.txt": "cmake_minimum_required(VERSION 3.20)\nproject(Demo C)\nfind_package(ZLIB REQUIRED)\n"

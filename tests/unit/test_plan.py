@@ -137,6 +137,10 @@ def test_errors_of_steps_have_a_place_in_the_uklfile() -> None:
     places = planned().places
     assert places["stage:build:4"] == Location("Uklfile", 5, 1)
     assert places["app:redis-server"].line == 7
+    assert places["kernel-kit"].line == 6
+    asked = UKLFILE.replace("VOLUME", "KCONFIG EXT4_FS=y\nVOLUME")
+    line = asked.splitlines().index("KCONFIG EXT4_FS=y") + 1
+    assert planned(asked).places["kernel-kit"].line == line, "what can be wrong with a kernel is what was asked of it"
 
 
 def test_build_steps_run_with_the_wrapper() -> None:

@@ -15,6 +15,14 @@ RECIPE_VERSION = 1
 LINK_FILES = ("app.lds", "elf.py", "embed.py", "frames.py", "functions.py", "link.py", "ret.s")
 
 
+_FOREIGN = "was not linked by ukl-gcc"  # what toolchain/find.py says
+
+
+def advice(output: str) -> str:
+    """What to do when the step fails with ``output``; "" where that says it itself."""
+    return "make the build use our compiler, as in RUN make CC=ukl-gcc CXX=ukl-g++" if _FOREIGN in output else ""
+
+
 def step_id(name: str) -> str:
     return f"app:{name}"
 
