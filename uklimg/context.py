@@ -196,7 +196,7 @@ def read_text(path: Path) -> str:
         with path.open("rb") as stream:
             data = stream.read(MAXIMUM_TEXT + 1)
     except OSError as error:
-        near = did_you_mean(path.name, _siblings(path))
+        near = did_you_mean(path.name, _siblings(path)) if isinstance(error, FileNotFoundError) else ""
         raise UserError(f"cannot read {str(path)!r}: {error.strerror}", hint=near) from error
     if len(data) > MAXIMUM_TEXT:
         raise UserError(f"{str(path)!r} is larger than {MAXIMUM_TEXT >> 20} MiB")

@@ -17,6 +17,8 @@ from uklimg.errors import Location, ToolError, UserError
 
 VARIABLE = "UKLIMG_DEBIAN_MIRROR"
 CONFIG_NAME = "uklimg.toml"
+# Its sections, and the key of each.
+SECTIONS = {"mirrors": "debian", "engine": "name", "store": "limit", "vendor": "places", "provenance": "builder"}
 APT_FOLDER = Path("/etc/apt")
 
 _SCHEMES = ("http", "https")
@@ -65,7 +67,8 @@ def display(mirror: str) -> str:
 
 
 def read_section(config: Path, name: str) -> Mapping[str, object]:
-    """A section of a uklimg.toml; empty when file or section are not there. UserError when it cannot be read."""
+    """A section of a uklimg.toml; empty when file or section are not there. UserError when it cannot be read, or
+    has anything that nobody would read."""
     try:
         document = tomllib.loads(config.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -76,6 +79,17 @@ def read_section(config: Path, name: str) -> Mapping[str, object]:
         raise UserError(f"not TOML: {error}", location=toml_location(str(config), error)) from error
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {config}: {error}") from error
+    for found, entries in document.items():
+        if found not in SECTIONS:
+            known = f"there is {', '.join(SECTIONS)}"
+            raise UserError(f"unknown section [{found}]", hint=known, location=Location(str(config)))
+        for key in entries if isinstance(entries, dict) else ():
+            if key != SECTIONS[found]:
+                raise UserError(
+                    f"unknown key {key!r} in [{found}]",
+                    hint=f"it has {SECTIONS[found]}",
+                    location=Location(str(config)),
+                )
     section = document.get(name, {})
     return section if isinstance(section, dict) else {}
 

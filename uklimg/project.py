@@ -54,7 +54,13 @@ class Project:
 def open_project(uklfile: Path, context: Path, build_args: Mapping[str, str], data: Data, shown: str = "") -> Project:
     """Read everything. ``shown`` is the Uklfile's name in messages. UserErrors for whatever is wrong with it."""
     opened = open_context(context, uklfile)
-    text = read_text(uklfile)
+    try:
+        text = read_text(uklfile)
+    except UserError as error:
+        if not uklfile.exists():
+            near = "" if LOCK_NAME in error.hint else error.hint
+            error.hint = near or "-f FILE names another; `uklimg init` writes a first one"
+        raise
     series = {name: SeriesInfo(name, tuple(data.kernel(name).definition.ukl)) for name in data.kernels()}
     spec = read_spec(
         text, shown or str(uklfile), build_args=build_args, base_images=data.base_images(), series=series

@@ -13,7 +13,7 @@ from typing import Protocol, TypeVar
 
 from uklimg.definitions import BaseDefinition, SourceFolder
 from uklimg.digest import Digest
-from uklimg.errors import InternalError, Location, UserError, UserErrors
+from uklimg.errors import InternalError, Location, ToolError, UserError, UserErrors
 from uklimg.lock import (
     LOCK_NAME,
     ComponentKind,
@@ -246,7 +246,7 @@ class _Resolution:
         )
 
     def _try(self, location: Location, action: Callable[[], T]) -> T | None:
-        """Collect the action's user errors, placed at ``location`` unless they have a place."""
+        """Collect the action's user errors. What fails is placed at ``location`` unless it has a place."""
         try:
             return action()
         except UserErrors as errors:
@@ -255,6 +255,9 @@ class _Resolution:
             self._errors.append(error)
             if error.location is None:
                 error.location = location
+        except ToolError as error:
+            error.location = error.location or location
+            raise
         return None
 
     def _entry(self, wanted: type[E], key: EntryKey, what: str, find: Callable[[Resolver], E]) -> E:

@@ -188,14 +188,14 @@ def test_a_folder_with_its_uklfile(tmp_path: Path) -> None:
     (tmp_path / "src/skip.c").write_text("int f(void) { return dlopen(0, 1); }\n")
     (tmp_path / ".uklignore").write_text("src/skip.c\n")
     status, out, err = check(tmp_path)
-    assert (status, err) == (0, "1 warning\n")
+    assert (status, err) == (0, "1 warning in 1 file\n")
     assert out.startswith("src/a.c:1:22: warning: system: ")
     (tmp_path / "Uklfile").write_text("FROM debian:trixie AS b\nRUNN x\nFROM ukl:6.12\nLINK /p\nMEMORY x\n")
     status, out, err = check(tmp_path)
     assert status == 1
     assert [line.split(" ")[0] for line in out.splitlines()] == ["Uklfile:2:1:", "Uklfile:5:8:", "src/a.c:1:22:"]
     (tmp_path / "Uklfile").write_text("FROM debian:trixie AS b\nRUN x\nFROM ukl:6.12\nLINK /p\nUSERLAND busybox\n")
-    assert check(tmp_path) == (0, "", "nothing found\n")
+    assert check(tmp_path) == (0, "", "nothing found in 2 files\n")
     status, out, _ = check(tmp_path, "--format", "json", "src")
     assert [(found["file"], found["line"], found["rule"]) for found in json.loads(out)] == [
         ("src/a.c", 1, "exec"),
@@ -203,6 +203,13 @@ def test_a_folder_with_its_uklfile(tmp_path: Path) -> None:
     ]
     status, out, err = check(tmp_path, "gone")
     assert (status, err) == (1, "uklimg: 'gone' is not there\n")
+    (tmp_path / "empty").mkdir()
+    status, out, err = check(tmp_path, "empty")
+    assert (status, out) == (1, "") and err.startswith("uklimg: 'empty' has neither a Uklfile nor C")
+    (tmp_path / "two.c").write_text('int f(void) { asm("mov %%gs:0, %0"); return system(0) + popen(0, 0); }\n')
+    status, out, err = check(tmp_path, "two.c")
+    assert err == "3 warnings in 1 file\n"
+    assert "two.c:1:24: warning: %%gs: in the program" in out
     (tmp_path / "x.o").write_text("no object")
     assert check(tmp_path, "x.o")[0] == 1
 

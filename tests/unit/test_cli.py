@@ -164,7 +164,7 @@ def test_a_variable_that_this_machine_lacks_is_not_set(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "line"),
     [
-        (None, "cannot read '{cwd}/Uklfile': No such file or directory"),
+        (None, "cannot read '{cwd}/Uklfile': No such file or directory (-f FILE names another; `uklimg init` "),
         ("FORM x\n", "Uklfile:1:1: unknown directive 'FORM'"),
         (UKLFILE.replace("LINK --from=build /src/program", "LINK"), "Uklfile:4:1: LINK"),
         (UKLFILE.replace("debian:trixie", "debian:trixy"), "Uklfile:1:6: unknown base image 'debian:trixy'"),

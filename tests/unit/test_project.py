@@ -8,7 +8,7 @@ import pytest
 
 from uklimg.context import open_context
 from uklimg.data import Data, find_data
-from uklimg.errors import ToolError
+from uklimg.errors import ToolError, UserError
 from uklimg.lock import Lock, parse_lock
 from uklimg.plan import Selected
 from uklimg.project import open_project, selected, write_lock
@@ -88,3 +88,14 @@ def test_a_lock_is_replaced_whole(tmp_path: Path) -> None:
 def test_a_lock_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(ToolError, match="cannot write"):
         write_lock(tmp_path / "gone" / "Uklfile.lock", Lock())
+
+
+def test_a_lock_alone_is_no_uklfile(tmp_path: Path) -> None:
+    (tmp_path / "Uklfile.lock").write_text("")
+    with pytest.raises(UserError) as caught:
+        open_project(tmp_path / "Uklfile", tmp_path, {}, Data(find_data()))
+    assert caught.value.hint.startswith("-f FILE names another; `uklimg init`")
+    (tmp_path / "UkIfile").write_text("")
+    with pytest.raises(UserError) as caught:
+        open_project(tmp_path / "Uklfile", tmp_path, {}, Data(find_data()))
+    assert caught.value.hint == "did you mean UkIfile?"

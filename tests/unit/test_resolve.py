@@ -9,7 +9,7 @@ import pytest
 
 from uklimg.definitions import BaseDefinition, SourceDefinition, SourceFolder, UklHow, parse_base, parse_source
 from uklimg.digest import Digest
-from uklimg.errors import InternalError, UserError, UserErrors
+from uklimg.errors import InternalError, ToolError, UserError, UserErrors
 from uklimg.lock import (
     ComponentKind,
     Lock,
@@ -174,6 +174,18 @@ def test_a_userland_is_locked_as_packages_beside_the_base_image() -> None:
     assert result.userland.packages == (package("busybox-static"),)
     assert resolve(spec(text), result.lock, Folders(), None).userland == result.userland
     assert resolved().userland is None
+
+
+def test_what_cannot_be_fetched_is_told_at_its_place() -> None:
+    class Offline(Archive):
+        def archive(self, url: str, checksum: Digest | None, /) -> LockedFile:
+            raise ToolError("cannot fetch it")
+
+    text = UKLFILE.replace("RUN", "SOURCE https://example.org/x.tar.gz /x\nRUN", 1)
+    line = next(number for number, line in enumerate(text.splitlines(), 1) if "example.org" in line)
+    with pytest.raises(ToolError) as caught:
+        resolve(spec(text), Lock(), Folders(), Offline())
+    assert caught.value.line() == f"Uklfile:{line}:1: cannot fetch it"
 
 
 def test_a_complete_lock_needs_no_resolver_and_stays_as_it_is() -> None:

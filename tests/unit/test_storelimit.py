@@ -50,3 +50,12 @@ def test_the_limit_is_configuration(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"\[store\] limit: ") as caught:
             configured_limit(config)
         assert caught.value.line().startswith(str(config))
+    for text, said in (
+        ('[stoer]\nlimit = "1GB"\n', "unknown section [stoer] (there is mirrors, engine, store, "),
+        ('[store]\nlimits = "1GB"\n', "unknown key 'limits' in [store] (it has limit)"),
+        ('limit = "1GB"\n', "unknown section [limit] ("),
+    ):
+        config.write_text(text)
+        with pytest.raises(UserError) as caught:
+            configured_limit(config)
+        assert caught.value.line().startswith(f"{config}: {said}"), "a slip must not be a limit that is not kept"

@@ -17,7 +17,7 @@ _CALL = re.compile(rf"(?<![\w.>])({'|'.join(sorted({*FUNCTIONS, *OPTIONS}))})\s*
 _WORD = re.compile(rf"\b({'|'.join(sorted(WORDS))}|PROT_EXEC|ARCH_SET_GS|__seg_gs|_writegsbase_u64|rseq_cs)\b")
 # A word before a call that is not a declaration's type.
 _NOT_TYPES = {"return", "else", "do", "case", "throw", "co_return", "sizeof", "not", "and", "or"}
-_ASM = re.compile(r"\bint\s+\$?\$?0x80\b|\bsysenter\b|%?%gs:", re.IGNORECASE)
+_ASM = re.compile(r"\bint\s+\$?\$?0x80\b|\bsysenter\b|%?%gs(?=:)", re.IGNORECASE)
 
 _JIT = Rule(
     "run-time-code",

@@ -19,6 +19,7 @@ from uklimg.project import Project
 NAME = "check"
 HELP = "say what will not work as a unikernel: in the Uklfile, in sources, in objects and archives"
 
+_NAMES = {Level.ERROR: "error", Level.WARNING: "warning", Level.INFO: "remark"}
 _LARGEST_SOURCE = 4 << 20  # bytes; larger ones are data that look like C
 _LARGEST_OBJECT = 2 << 30
 
@@ -40,35 +41,41 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, host: Host) -> int:
     findings: list[Finding] = []
+    read: list[str] = []
     for word in args.paths:
         path = host.path(word)
         if path.is_dir():
-            findings += _folder(word, path, args, host)
+            findings += _folder(word, path, args, host, read)
         elif path.is_file():
+            read.append(word)
             findings += _file(word, path, False, ())
         else:
             raise UserError(f"{word!r} is not there")
-    _show(findings, args.format, host)
+    if not read:
+        nothing = "neither a Uklfile nor C, C++ or assembler sources"
+        raise UserError(f"{', '.join(map(repr, args.paths))} has {nothing}", hint="uklimg check FOLDER or FILE…")
+    _show(findings, len(read), args.format, host)
     return int(any(finding.level is Level.ERROR for finding in findings))
 
 
-def _show(findings: list[Finding], form: str, host: Host) -> None:
+def _show(findings: list[Finding], read: int, form: str, host: Host) -> None:
     if form == "json":
         options.print_json(host, [finding.as_json() for finding in findings])
         return
     for finding in findings:
         host.print(finding.line())
-    counts = [(sum(f.level is level for f in findings), level.value) for level in Level]
-    host.stderr.write(", ".join(f"{count} {name}" for count, name in counts if count) or "nothing found")
-    host.stderr.write("\n")
+    counts = [(sum(f.level is level for f in findings), level) for level in Level]
+    said = ", ".join(f"{count} {_NAMES[level]}{'s' if count > 1 else ''}" for count, level in counts if count)
+    host.stderr.write(f"{said or 'nothing found'} in {read} file{'s' if read > 1 else ''}\n")
 
 
-def _folder(word: str, path: Path, args: argparse.Namespace, host: Host) -> Iterator[Finding]:
-    """The Uklfile of a folder, then its sources without what .uklignore leaves out."""
+def _folder(word: str, path: Path, args: argparse.Namespace, host: Host, read: list[str]) -> Iterator[Finding]:
+    """The Uklfile of a folder, then its sources without what .uklignore leaves out; ``read`` gets their names."""
     programs = False
     asked: tuple[str, ...] = ()
     uklfile = host.path(args.file) if args.file else path / options.DEFAULT_FILE
     if args.file or uklfile.exists():
+        read.append(str(uklfile))
         try:
             project = options.project_of(argparse.Namespace(**{**vars(args), "context": word}), host)
         except UserErrors as errors:
@@ -91,6 +98,7 @@ def _folder(word: str, path: Path, args: argparse.Namespace, host: Host) -> Iter
         for name in sorted(names):
             if name.endswith(SUFFIXES) and not rules.ignored((inside / name).as_posix()):
                 shown = name if word == "." and not inside.parts else str(Path(word) / inside / name)
+                read.append(shown)
                 yield from _file(shown, Path(current, name), programs, asked)
 
 
