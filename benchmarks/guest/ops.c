@@ -151,7 +151,7 @@ static void switches(void)
 long called_syscall(long nr, ...);
 long called_write(int fd, const void *bytes, size_t size);
 long called_read(int fd, void *bytes, size_t size);
-unsigned long entry;
+unsigned long entry, entry_for_c;
 __asm__(".text\n"
 	"called_syscall:\n"
 	"	mov %rdi, %rax\n	mov %rsi, %rdi\n	mov %rdx, %rsi\n	mov %rcx, %rdx\n	mov %r8, %r10\n"
@@ -165,8 +165,7 @@ __asm__(".text\n"
 	"called_\\name:\n"
 	"	cmpb $0, single(%rip)\n	je 1b\n"
 	"	.ifc \\name, read\n	xor %eax, %eax\n	.else\n	mov $1, %eax\n	.endif\n"
-	"	mov entry(%rip), %rcx\n"
-	"	call *%rcx\n"
+	"	call *entry_for_c(%rip)\n"
 	"	cmp $-4096, %rax\n	ja 1b\n"
 	"	ret\n"
 	".endr\n"
@@ -180,10 +179,12 @@ static void find_entry(void)
 	unsigned long address;
 	char name[512];
 
-	while (file && !entry && fscanf(file, "%lx %*c %511[^\n]", &address, name) == 2)
+	while (file && fscanf(file, "%lx %*c %511[^\n]", &address, name) == 2)
 		if (strcmp(name, "__ukl_syscall") == 0)
 			entry = address;
-	if (!entry)
+		else if (strcmp(name, "__ukl_syscall3") == 0)
+			entry_for_c = address;
+	if (!entry || !entry_for_c)
 		die("__ukl_syscall");
 	fclose(file);
 }

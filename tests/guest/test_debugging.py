@@ -43,8 +43,11 @@ def gdb(*commands: str) -> str:
     return f"chroot /tools gdb -nx -q -batch {words}"
 
 
-@pytest.mark.parametrize("kernel", ["vmlinux", "bzimage"])
-def test_an_oops_shows_who_called(suite_image: BuildImage, kernel: str) -> None:
+@pytest.mark.parametrize(
+    ("config", "kernel"),
+    [("debug", "vmlinux"), ("debug", "bzimage"), ("debug:BYP", "vmlinux"), ("debug:BYP@ukl", "bzimage")],
+)
+def test_an_oops_shows_who_called(suite_image: BuildImage, config: str, kernel: str) -> None:
     """A kernel function faults in a system call: the trace goes on through the application, and the guest goes on."""
     programs = [
         shell(MOUNT, "mount"),
@@ -52,7 +55,7 @@ def test_an_oops_shows_who_called(suite_image: BuildImage, kernel: str) -> None:
         shell("dmesg", "dmesg"),
         program("cxx", "ukl"),
     ]
-    ended = sections(boot(suite_image("debug"), programs, RunOptions(cpus=2), kernel=kernel))
+    ended = sections(boot(suite_image(config), programs, RunOptions(cpus=2), kernel=kernel))
     log = ended["dmesg"].output
     oops = log[log.index("BUG: kernel NULL pointer dereference") :]
     assert re.search(r"RIP: 0010:lkdtm_EXCEPTION\+0x", oops)

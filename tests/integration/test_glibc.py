@@ -24,6 +24,9 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(3600)]
 UKLFILE = "FROM debian:trixie AS build\nRUN true\nFROM ukl:6.12\nGLIBC 2.41\nLINK --from=build /p\n"
 ARCHIVES = ("libc-ukl.a", "libm-ukl.a", "libmvec.a", "libresolv.a")
 ENTRY = "__ukl_syscall"
+# For C, by arguments: none, up to three, up to six.
+C_ENTRIES = tuple(f"{ENTRY}{count}" for count in (0, 3, 6))
+NUMBERS = 463  # Linux 6.12 has so many system calls.
 # What keeps the instruction, with how many: they do not return to the frame that issued it (docs/glibc.md).
 ALLOWED = {("clone.o", "__clone"): 2, ("clone3.o", "__clone3"): 2, ("vfork.o", "__libc_vfork"): 1}
 ALLOWED[("libc_sigaction.o", "__restore_rt")] = 1
@@ -59,6 +62,16 @@ def disassembly(archive: Path, *options: str) -> Iterator[tuple[str, str, str]]:
             yield member, function, line
 
 
+def value_of(register: str, code: list[str]) -> int:
+    """What the last instruction of ``code`` that writes the register puts there; -1 for what is no constant."""
+    for at in reversed(range(len(code))):
+        if found := re.search(rf"\bmov +(\$0x|%)(\w+),%{register}$", code[at]):
+            return int(found[2], 16) if found[1] == "$0x" else value_of(found[2], code[:at])
+        if re.search(rf"\bxor +%{register},%{register}$", code[at]):
+            return 0
+    return -1
+
+
 def test_system_calls_are_calls(kit: Path) -> None:
     instructions: Counter[tuple[str, str]] = Counter()
     for name in ARCHIVES:
@@ -67,19 +80,31 @@ def test_system_calls_are_calls(kit: Path) -> None:
     assert +instructions == ALLOWED
 
 
-def test_the_entry_is_called_as_the_kernel_wants_it(kit: Path) -> None:
-    """Its address in RCX, by a call of two bytes, so that a system call can be restarted."""
+def test_the_entries_are_called_as_the_kernel_wants_it(kit: Path) -> None:
+    """Where the number or the place matters, with the entry's address in RCX, by a call of two bytes, so that a
+    system call can be restarted; else as functions, with a number that the kernel has."""
     lines = list(disassembly(kit / "libc-ukl.a", "--reloc", "--show-raw-insn"))
-    calls: Counter[str] = Counter()
+    calls: dict[str, Counter[str]] = {entry: Counter() for entry in (ENTRY, *C_ENTRIES)}
     for number, (member, function, line) in enumerate(lines):
         if ENTRY not in line or member in ASKS:
             continue
         before, after = lines[number - 1][2], lines[number + 1][2]
-        assert re.search(r"48 8d 0d .*lea +0x0\(%rip\),%rcx", before), (member, function, before)
-        assert re.search(r"R_X86_64_(PC32|PLT32)", line), (member, function, line)
-        assert re.search(r"^\s*ff d1\s+call +\*%rcx", after), (member, function, after)
-        calls[member] += 1
-    assert len(calls) > 300 and {"getppid.o", "syscall.o", "syscall_cancel.o", "getcontext.o"} <= set(calls)
+        found = re.search(r"R_X86_64_(PC32|PLT32)\s+(\w+)", line)
+        assert found, (member, function, line)
+        calls[found[2]][member] += 1
+        if found[2] == ENTRY:
+            assert re.search(r"48 8d 0d .*lea +0x0\(%rip\),%rcx", before), (member, function, before)
+            assert re.search(r"^\s*ff d1\s+call +\*%rcx", after), (member, function, after)
+        else:
+            assert re.search(r"^\s*e8 .*call ", before), (member, function, before)
+            code = [text for _, where, text in lines[max(0, number - 400) : number] if where == function]
+            assert 0 <= value_of("eax", code) < NUMBERS, (member, function)
+    kept = calls.pop(ENTRY)
+    assert {"syscall.o", "syscall_cancel.o", "getcontext.o"} <= set(kept) and len(kept) < 20, kept
+    none, three, six = calls.values()
+    assert "getppid.o" in none and {"read.o", "write.o"} <= set(three)
+    assert {"sendto.o", "futex-internal.o"} <= set(six)
+    assert len(none) + len(three) + len(six) > 300
 
 
 def test_what_calls_has_no_red_zone(kit: Path) -> None:

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 #
-# The beginning of every application's code, to which a kernel with UKL_RET jumps in order to return to the application:
-# on its stack, below the red zone, lie its flags and the address. The kernel knows these bytes.
+# The beginning of every application's code: what the kernel executes there. It knows these bytes and their places.
 	.section .ukl_ret, "ax", @progbits
+
+# A kernel with UKL_RET jumps here in order to return to the application: on its stack, below the red zone, lie its flags
+# and the address.
 	.globl	__ukl_ret
 	.type	__ukl_ret, @function
 __ukl_ret:
@@ -15,4 +17,16 @@ __ukl_ret:
 	ret	$128
 	.cfi_endproc
 	.size	__ukl_ret, . - __ukl_ret
+
+# System calls that C code called by __ukl_syscall0, 3 and 6 came from here, as far as signal handlers, debuggers and
+# restarts are concerned: the address that they return to is on the stack.
+	.balign	8, 0xcc
+	.globl	__ukl_again
+	.type	__ukl_again, @function
+__ukl_again:
+	.cfi_startproc
+	call	*%rcx
+	ret
+	.cfi_endproc
+	.size	__ukl_again, . - __ukl_again
 	.section .note.GNU-stack, "", @progbits

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * System calls that bypass entry and exit work, where the kernel was asked for that (elsewhere the same calls without): four
- * threads make calls that block, sleep and return at once, by the instruction and by the kernel's entry, while signals
+ * threads make calls that block, sleep and return at once, by the instruction and by the kernel's entries, while signals
  * interrupt them and ymm or xmm registers are live. No error may be one that only the kernel knows, no signal may be lost.
  *
  *     bypass [seconds]     default UKL_STRESS_SECONDS, or 3
@@ -35,7 +35,7 @@ struct worker {
 static struct worker workers[THREADS];
 static __thread struct worker *mine;
 static atomic_bool over, all_sent;
-static long (*const ways[2])(long, long, long, long, long, long, long) = {trapped, called};
+static long (*const ways[3])(long, long, long, long, long, long, long) = {trapped, called, called_by_c};
 
 static void handle(int number)
 {
@@ -108,8 +108,9 @@ static void *switching(void *at)
 	CPU_ZERO(&set);
 	CPU_SET(0, &set);
 	SYS(sched_setaffinity(0, sizeof set, &set));
-	for (int n = 0; n < 4; n++)
-		live(n & 1 ? call_entry : NULL, n & 2 ? SYS_sched_yield : SYS_getppid, n & 2 ? 500 : 50000, &seed);
+	for (int n = 0; n < 6; n++)
+		live(n % 3 ? n % 3 == 1 ? call_entry : c_entries[0] : NULL, n < 3 ? SYS_sched_yield : SYS_getppid,
+		     n < 3 ? 500 : 50000, &seed);
 	return NULL;
 }
 
@@ -132,11 +133,11 @@ static void migrate(uint64_t *seed)
 
 	CPU_ZERO(&set);
 	CPU_SET(cpu, &set);
-	CHECK_EQ(ways[*seed >> 20 & 1](SYS_sched_setaffinity, 0, sizeof set, (long)&set, 0, 0, 0), 0);
+	CHECK_EQ(ways[(*seed >> 20) % 3](SYS_sched_setaffinity, 0, sizeof set, (long)&set, 0, 0, 0), 0);
 	if (__rseq_size)
 		CHECK_EQ(rseq->cpu_id, cpu);
 	memset(&set, 0xff, sizeof set);
-	CHECK_EQ(ways[*seed >> 21 & 1](SYS_sched_setaffinity, 0, sizeof set, (long)&set, 0, 0, 0), 0);
+	CHECK_EQ(ways[(*seed >> 24) % 3](SYS_sched_setaffinity, 0, sizeof set, (long)&set, 0, 0, 0), 0);
 }
 
 /* Does the instruction lead to a bypass? */
@@ -215,7 +216,7 @@ static void copied_anywhere(void)
 	ukl_handle(SIGALRM, fork_here, SA_RESTART);
 	SYS(setitimer(ITIMER_REAL, &often, NULL));
 	while (forks < 100) {
-		CHECK(called(SYS_getppid, 0, 0, 0, 0, 0, 0) > 0);
+		CHECK((forks & 1 ? called_by_c : called)(SYS_getppid, 0, 0, 0, 0, 0, 0) > 0);
 		if (in_child)
 			_exit(33);
 	}
@@ -230,6 +231,7 @@ static void *work(void *at)
 	struct worker *self = (struct worker *)at, *next = &workers[(self->number + 1) % THREADS];
 	uint64_t seed = (uint64_t)self->number + 1;
 	int null_fd = (int)SYS(open("/dev/null", O_WRONLY));
+	void *const entry_of[3] = {NULL, call_entry, c_entries[0]};
 	sigset_t none, signals;
 
 	mine = self;
@@ -239,7 +241,7 @@ static void *work(void *at)
 	sigaddset(&signals, SIGRTMIN + 1);
 	CHECK_OK(pthread_sigmask(SIG_UNBLOCK, &signals, NULL));
 	while (!over) {
-		long (*way)(long, long, long, long, long, long, long) = ways[ukl_random(&seed) & 1];
+		long (*way)(long, long, long, long, long, long, long) = ways[ukl_random(&seed) % 3];
 		struct timespec short_time = {0, 1 + (long)(ukl_random(&seed) % 3000000)};
 		int word = 7;
 		char byte = (char)self->number;
@@ -263,7 +265,7 @@ static void *work(void *at)
 			got = checked("read", way(SYS_read, self->pipe_fd[0], (long)&byte, 1, 0, 0, 0));
 			self->interrupted += got == -EINTR;
 		} while (got == -EINTR && !over);
-		live(ukl_random(&seed) & 1 ? call_entry : NULL, SYS_sched_yield, 20, &seed);
+		live(entry_of[ukl_random(&seed) % 3], SYS_sched_yield, 20, &seed);
 		migrate(&seed);
 		self->rounds++;
 	}

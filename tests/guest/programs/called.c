@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * System calls by calling: what registers keep, errors, signals that interrupt and restart them, a stack that faults on
- * the way in and out, processes and threads made so, a debugger that steps through one, tracing, seccomp, and functions
- * of the kernel. In ring 3 the call leads to `syscall`, so the output is the same.
+ * System calls by calling, as assembly may and as C does: what registers keep, errors, signals that interrupt and restart
+ * them, a stack that faults on the way in and out, processes and threads made so, a debugger that steps through one,
+ * tracing, seccomp, and functions of the kernel. In ring 3 the call leads to `syscall`, so the output is the same.
  */
 #include "uklcall.h"
 
@@ -16,6 +16,7 @@
 #include <sys/ptrace.h>
 #include <sys/user.h>
 
+static long (*call)(long, long, long, long, long, long, long) = called;
 static volatile sig_atomic_t handled;
 
 static void handle(int number)
@@ -102,17 +103,17 @@ static void interrupted(void)
 	handled = 0;
 	ukl_handle(SIGUSR1, handle, 0);
 	CHECK_OK(pthread_create(&other, NULL, kick, &self));
-	CHECK_EQ(called(SYS_read, pipe_fd[0], (long)&byte, 1, 0, 0, 0), -EINTR);
+	CHECK_EQ(call(SYS_read, pipe_fd[0], (long)&byte, 1, 0, 0, 0), -EINTR);
 	CHECK_OK(pthread_join(other, NULL));
 	CHECK_OK(pthread_create(&other, NULL, kick, &self));
-	CHECK_EQ(called(SYS_nanosleep, (long)&time, (long)&left, 0, 0, 0, 0), -EINTR);
+	CHECK_EQ(call(SYS_nanosleep, (long)&time, (long)&left, 0, 0, 0, 0), -EINTR);
 	CHECK_OK(pthread_join(other, NULL));
 	CHECK(left.tv_sec > 0 && left.tv_sec < 30);
 	CHECK_EQ(handled, 2);
 
 	ukl_handle(SIGUSR1, handle, SA_RESTART);
 	CHECK_OK(pthread_create(&other, NULL, kick_and_write, &pipe_fd[1]));
-	CHECK_EQ(called(SYS_read, pipe_fd[0], (long)&byte, 1, 0, 0, 0), 1);
+	CHECK_EQ(call(SYS_read, pipe_fd[0], (long)&byte, 1, 0, 0, 0), 1);
 	CHECK_OK(pthread_join(other, NULL));
 	CHECK_EQ(byte, 'x');
 	CHECK_EQ(handled, 3);
@@ -136,7 +137,7 @@ static void stopped(void)
 	pid_t child = (pid_t)SYS(fork());
 
 	if (child == 0)
-		_exit(called(SYS_nanosleep, (long)&time, 0, 0, 0, 0, 0) == 0 ? 7 : 1);
+		_exit(call(SYS_nanosleep, (long)&time, 0, 0, 0, 0, 0) == 0 ? 7 : 1);
 	stop_and_continue(child);
 	ukl_wait_exit(child, 7);
 	puts("a stop in between is no error");
@@ -180,16 +181,16 @@ static void stack_faults(void)
 
 static void processes(void)
 {
-	long child = called(SYS_fork, 0, 0, 0, 0, 0, 0);
+	long child = call(SYS_fork, 0, 0, 0, 0, 0, 0);
 
 	CHECK(child >= 0);
 	if (child == 0)
-		_exit(called(SYS_getppid, 0, 0, 0, 0, 0, 0) == getppid() ? 11 : 1);
+		_exit(call(SYS_getppid, 0, 0, 0, 0, 0, 0) == getppid() ? 11 : 1);
 	ukl_wait_exit((pid_t)child, 11);
-	child = called(SYS_clone, SIGCHLD, 0, 0, 0, 0, 0);
+	child = call(SYS_clone, SIGCHLD, 0, 0, 0, 0, 0);
 	CHECK(child >= 0);
 	if (child == 0)
-		called(SYS_exit_group, 12, 0, 0, 0, 0, 0);
+		call(SYS_exit_group, 12, 0, 0, 0, 0, 0);
 	ukl_wait_exit((pid_t)child, 12);
 	puts("processes begin and end");
 }
@@ -207,8 +208,8 @@ static void stepped(void)
 		SYS(ptrace(PTRACE_TRACEME, 0, NULL, NULL));
 		raise(SIGSTOP);
 		for (int n = 0; n < 5; n++)
-			sum += called(SYS_getppid, 0, 0, 0, 0, 0, 0) == getppid();
-		called(SYS_exit_group, sum == 5 ? 21 : 1, 0, 0, 0, 0, 0);
+			sum += call(SYS_getppid, 0, 0, 0, 0, 0, 0) == getppid();
+		call(SYS_exit_group, sum == 5 ? 21 : 1, 0, 0, 0, 0, 0);
 	}
 	CHECK_EQ(waitpid(child, &status, 0) - child, 0);
 	while (!WIFEXITED(status)) {
@@ -233,7 +234,7 @@ static void traced(void)
 		SYS(ptrace(PTRACE_TRACEME, 0, NULL, NULL));
 		raise(SIGSTOP);
 		for (int n = 0; n < 10; n++) {
-			if (called(SYS_getuid, 1, 2, 3, 4, 5, 6) != 4711)
+			if (call(SYS_getuid, 1, 2, 3, 4, 5, 6) != 4711)
 				_exit(1);
 			if (trapped(SYS_getuid, 1, 2, 3, 4, 5, 6) != 4711)
 				_exit(1);
@@ -280,12 +281,42 @@ static void filtered(void)
 	if (child == 0) {
 		SYS(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0));
 		SYS(prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program));
-		CHECK_EQ(called(SYS_getuid, 0, 0, 0, 0, 0, 0), -42);
+		CHECK_EQ(call(SYS_getuid, 0, 0, 0, 0, 0, 0), -42);
 		CHECK_EQ(trapped(SYS_getuid, 0, 0, 0, 0, 0, 0), -42);
 		_exit(23);
 	}
 	ukl_wait_exit(child, 23);
 	puts("seccomp filters each call");
+}
+
+/* The return address of a call by C is on the stack, and stays there while a handler runs on the same stack. */
+static void handle_deep(int number)
+{
+	volatile char deep[4096];
+
+	(void)number;
+	memset((char *)deep, 0xcc, sizeof deep);
+	for (int n = 0; n < 3; n++)
+		CHECK_EQ(called_by_c(SYS_getppid, 0, 0, 0, 0, 0, 0) - getppid(), 0);
+	handled = handled + 1;
+}
+
+static void nested(void)
+{
+	struct timespec time = {0, 100000000};
+	pthread_t self = pthread_self(), other;
+
+	for (int flags = 0; flags <= SA_RESTART; flags += SA_RESTART) {
+		ukl_handle(SIGUSR1, handle_deep, flags);
+		handled = 0;
+		CHECK_OK(pthread_create(&other, NULL, kick, &self));
+		/* poll(2) is never restarted. */
+		CHECK_EQ(called_by_c(SYS_poll, 0, 0, 30000, 0, 0, 0), -EINTR);
+		CHECK_OK(pthread_join(other, NULL));
+		CHECK_EQ(handled, 1);
+	}
+	CHECK_EQ(called_by_c(SYS_nanosleep, (long)&time, 0, 0, 0, 0, 0), 0);
+	puts("handlers call, too");
 }
 
 /* Functions of the kernel's: that take arguments, sleep, are interrupted, and are called again. */
@@ -337,13 +368,18 @@ int main(int argc, char **argv)
 	ukl_begin("called");
 	call_begin();
 	registers();
-	interrupted();
-	stopped();
+	for (int by_c = 0; by_c < 2; by_c++) {
+		puts(by_c ? "by C:" : "by assembly:");
+		call = by_c ? called_by_c : called;
+		interrupted();
+		stopped();
+		processes();
+		stepped();
+		traced();
+		filtered();
+	}
 	stack_faults();
-	processes();
-	stepped();
-	traced();
-	filtered();
+	nested();
 	kernel_functions();
 	return ukl_end();
 }

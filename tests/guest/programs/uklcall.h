@@ -35,12 +35,23 @@ UKL_UNUSED static unsigned long call_symbol(const char *name)
 	return found;
 }
 
+/* What C calls, for no arguments, up to three, up to six. */
+static void *c_entries[3];
+
 UKL_UNUSED static void call_begin(void)
 {
+	static const char *const names[] = {"__ukl_syscall0", "__ukl_syscall3", "__ukl_syscall6"};
+
 	call_entry = ring3_entry;
 	if ((ukl_cs() & 3) == 0)
 		call_entry = (void *)call_symbol("__ukl_syscall");
 	CHECK(call_entry != NULL);
+	for (int n = 0; n < 3; n++) {
+		c_entries[n] = ring3_entry;
+		if (call_entry != ring3_entry)
+			c_entries[n] = (void *)call_symbol(names[n]);
+		CHECK(c_entries[n] != NULL);
+	}
 }
 
 /* By `entry`, and out of reach of the red zone; the raw result, -errno included. */
@@ -62,6 +73,42 @@ static inline long call_by(void *entry, long rax, long a, long b, long c, long d
 UKL_UNUSED static long called(long nr, long a, long b, long c, long d, long e, long f)
 {
 	return call_by(call_entry, nr, a, b, c, d, e, f);
+}
+
+/* By an entry for C, with a number that the kernel has. */
+static inline long call_c(void *entry, long rax, long a, long b, long c, long d, long e, long f)
+{
+	register long r10 __asm__("r10") = d;
+	register long r8 __asm__("r8") = e;
+	register long r9 __asm__("r9") = f;
+
+	__asm__ volatile("lea -128(%%rsp), %%rsp\n\t"
+			 "call *%%rcx\n\t"
+			 "lea 128(%%rsp), %%rsp"
+			 : "+a"(rax), "+c"(entry), "+D"(a), "+S"(b), "+d"(c), "+r"(r10), "+r"(r8), "+r"(r9)
+			 :
+			 : "r11", "memory", "cc");
+	return rax;
+}
+
+/* As C does; by `called`'s way where that cannot. */
+UKL_UNUSED static long called_by_c(long nr, long a, long b, long c, long d, long e, long f)
+{
+	switch (nr) {
+	case SYS_getppid:
+	case SYS_fork:
+		return call_c(c_entries[0], nr, a, b, c, d, e, f);
+	case SYS_read:
+	case SYS_write:
+	case SYS_nanosleep:
+	case SYS_exit_group:
+	case SYS_sched_setaffinity:
+		return call_c(c_entries[1], nr, a, b, c, d, e, f);
+	case 9999:
+		return called(nr, a, b, c, d, e, f);
+	default:
+		return call_c(c_entries[2], nr, a, b, c, d, e, f);
+	}
 }
 
 /* The same with the instruction. */
