@@ -224,7 +224,7 @@ SUITES: Mapping[str, Suite] = {
             _read_fio,
             beside=Beside("watch", _fio_watcher),
             disk=_DISK,
-            samples={Measure.INSTRUCTIONS: 20_000, Measure.TIME: 300_000},
+            samples={Measure.INSTRUCTIONS: 15_000, Measure.TIME: 300_000},
             note={
                 Measure.INSTRUCTIONS: f"{_ON_DISK} The figure is fio's own processor time; with interrupts: all that "
                 "the processor does for an operation, from the disk's answer to fio's waking up, too. The paper's "
