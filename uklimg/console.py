@@ -35,6 +35,7 @@ PROGRESS = ("auto", "plain", "json")
 
 _PASSWORD = re.compile(r"(://)[^/@\s]+@")
 _CONTROL = re.compile(r"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|.)|[\x00-\x08\x0b-\x1f\x7f]")
+_NOT_TOLD = 4096  # bytes of a transfer that is no line of its own: manifests, signatures
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
@@ -136,7 +137,7 @@ class PlainConsole(_Base):
                 pass
             case TransferFinished(id=name, skipped=skipped):
                 started = self._transfers.pop(name, None)
-                if started is not None and not skipped:
+                if started is not None and not skipped and not 0 < started.total < _NOT_TOLD:
                     self.write(
                         f"{started.verb} {started.name}" + (f" ({size(started.total)})" if started.total else "")
                     )

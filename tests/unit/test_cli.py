@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from test_detached import record
 
 from uklimg import oci, proc
 from uklimg.cli import build, run
@@ -25,6 +26,7 @@ from uklimg.project import parse_build_args
 from uklimg.runner.machine import PortForward
 from uklimg.runner.qemu import Qemu
 from uklimg.runner.volumes import Bind
+from uklimg.running.folder import Guests
 from uklimg.settings import read_settings
 from uklimg.store import Store
 
@@ -407,6 +409,17 @@ def test_an_image_that_is_not_there(uklimg: Command, tmp_path: Path, verb: str) 
     found = uklimg(verb, name, *(["x"] if verb == "tag" else []))
     assert found.status == ExitCode.NOT_FOUND
     assert "redis:latest" in found.err
+    assert ("uklimg pull localhost:1/radis asks its registry" in found.err) is (verb == "push")
+
+
+def test_who_inspects_a_guest_is_told_where_to_look(uklimg: Command, tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+        guests = Guests(tmp_path / "state/uklimg/guests")
+        guests.create(record("cache"))
+        found = uklimg("inspect", "cache")
+    assert found.status == ExitCode.NOT_FOUND
+    assert "cache is a guest: uklimg ps -a --format json" in found.err
 
 
 def test_tag_and_rmi(uklimg: Command, tmp_path: Path) -> None:
@@ -497,6 +510,24 @@ def test_run_without_qemu_names_the_package(uklimg: Command, tmp_path: Path, mon
     found = uklimg("run", "--accel", "tcg", "redis")
     assert found.status == ExitCode.RUN_FAILED
     assert "qemu-of-nobody is not installed (apt-get install" in found.err
+
+
+@pytest.mark.parametrize(
+    ("entrypoint", "arguments", "warned"),
+    [((), ("--port", "1"), True), ((), ("p", "--port"), False), (("p",), ("--port",), False), ((), (), False)],
+)
+def test_an_option_in_the_place_of_the_programs_name(
+    uklimg: Command,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    entrypoint: tuple[str, ...],
+    arguments: tuple[str, ...],
+    warned: bool,
+) -> None:
+    add_image(uklimg.store, tmp_path, "redis:latest", entrypoint=entrypoint)
+    monkeypatch.setattr(run, "HYPERVISORS", {"qemu": lambda: Qemu("qemu-of-nobody")})
+    found = uklimg("run", "--accel", "tcg", "redis", *arguments)
+    assert ("warning: --port is the program's name here" in found.err) is warned
 
 
 def test_the_files_of_an_image_are_unpacked_once_and_checked_each_time(uklimg: Command, tmp_path: Path) -> None:

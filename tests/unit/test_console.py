@@ -62,6 +62,16 @@ def plain(*sent: Event) -> str:
     return shown(PlainConsole(stream), stream, sent)
 
 
+def test_manifests_and_signatures_are_no_lines() -> None:
+    """A signed image has dozens of them."""
+    sent = [
+        event
+        for name, total in (("239", 239), ("unknown", 0), ("vmlinux", 19_900_000))
+        for event in (TransferStarted(name, "push", name, total), TransferFinished(name))
+    ]
+    assert plain(*sent) == "push unknown\npush vmlinux (19.9 MB)\n"
+
+
 def test_plain_lines() -> None:
     assert plain(*BUILD) == (
         "2 steps, 1 of them cached\n"

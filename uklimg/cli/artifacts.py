@@ -148,6 +148,10 @@ def text(store: Store, entry: oci.Descriptor, kind: Kind, root: oci.Descriptor) 
 
 def _write(store: Store, entry: oci.Descriptor, kind: Kind, root: oci.Descriptor, folder: Path) -> list[Path]:
     written = []
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise ToolError(f"cannot make {folder}: {error.strerror}") from error
     for name, blob in attachments.files(store, entry, kind, root.digest).items():
         path = folder / name
         try:

@@ -9,11 +9,11 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 
 from uklimg import attached, attachments, blueprint, blueprints, oci, signing
-from uklimg.cli import artifacts, options, trust
+from uklimg.cli import artifacts, guests, options, trust
 from uklimg.cli.host import Host
 from uklimg.console import console, size
 from uklimg.digest import JSON
-from uklimg.errors import UklimgError
+from uklimg.errors import ToolError, UklimgError
 from uklimg.lock import ComponentKind, Entry, LockedComponent, LockedImage, LockedPackages, LockedSource, parse_lock
 from uklimg.signing import PublicKey
 from uklimg.store import Store
@@ -81,7 +81,7 @@ def run(args: argparse.Namespace, host: Host) -> int:
         store = host.store(sink)
         # Only what may add to the store has to keep `prune` waiting.
         with store.session() if args.show or check is not None else nullcontext():
-            name, root = options.image_of(args.ref, store)
+            name, root = _image(args.ref, host, store)
             subject = attachments.subject_of(store, root)
             if check is not None:
                 check.local(name, root, store, host)
@@ -102,6 +102,15 @@ def run(args: argparse.Namespace, host: Host) -> int:
         if text:
             host.print(f"{label + ':':13} {text}")
     return 0
+
+
+def _image(text: str, host: Host, store: Store) -> tuple[str, oci.Descriptor]:
+    try:
+        return options.image_of(text, store)
+    except ToolError as error:
+        if any(text in (guest.name, guest.id) for guest in guests.guests_of(host).all()):
+            error.hint = f"{text} is a guest: uklimg ps -a --format json says what is known of it"
+        raise
 
 
 def _origin(store: Store, root: oci.Descriptor, subject: oci.Descriptor, check: trust.Check | None) -> _Origin:

@@ -253,6 +253,8 @@ def image_of(text: str, store: Store) -> tuple[str, oci.Descriptor]:
     found = find_image(text, store)
     if found is None:
         hint = _those_there(text, sorted(store.tags()))
+        if not text.startswith("sha256:") and Reference.parse(text).host:
+            hint += f"; uklimg pull {text} asks its registry"
         raise ToolError(f"no image {text} in the store", hint=hint, exit_code=ExitCode.NOT_FOUND)
     return found
 

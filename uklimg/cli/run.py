@@ -110,6 +110,8 @@ def run(args: argparse.Namespace, host: Host) -> int:
         with store.session():
             _, root = pull.find_or_pull(args.ref, host, store, sink, check)
         image = options.read_image(store, root)
+        if doubt := _about_arguments(args, image):
+            sink(Note(doubt, warning=True))
         vmlinux, initrd = boot_file(store, image, oci.VMLINUX), boot_file(store, image, oci.INITRAMFS)
         kernel = vmlinux if args.boot == VMLINUX else boot_file(store, image, oci.BZIMAGE)
         accel = accel_of(args.accel, host, vmlinux, sink) if hypervisor.name == Qemu().name else _kvm(args.accel)
@@ -121,6 +123,15 @@ def run(args: argparse.Namespace, host: Host) -> int:
     with Stops() as stops:
         stdin = sys.stdin.fileno() if args.interactive else None
         return launch(hypervisor, machine, guest, env=env, show=writer(host), stops=stops, stdin=stdin).code
+
+
+def _about_arguments(args: argparse.Namespace, image: oci.Image) -> str:
+    """What to say of arguments that begin with an option, which would be the program's name; "" of others."""
+    name = args.arguments[0] if args.arguments and not image.run.entrypoint else ""
+    if not name.startswith("-"):
+        return ""
+    option = f"uklimg run {args.ref} {image.run.program} {name}"
+    return f"{name} is the program's name here, not an option; that would be: {option}"
 
 
 def _detach(
