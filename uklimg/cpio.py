@@ -86,6 +86,8 @@ def _check_tree(ordered: list[Entry]) -> None:
     types: dict[str, int] = {"": stat.S_IFDIR}
     for entry in ordered:
         path = entry.path
+        if path == "." and stat.S_ISDIR(entry.mode):
+            continue  # the root itself, for its mode
         if not path or path != posixpath.normpath(path) or path.startswith(("/", "..")) or path == ".":
             raise InternalError(f"not a path for an archive: {path!r}")
         if path in types:

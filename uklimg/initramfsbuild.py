@@ -38,7 +38,8 @@ def initramfs(inputs: Mapping[str, Path], out: Path, params: JSON) -> None:
             _copy(tree, inputs, number, copy, Path(scratch) / str(number))
         _add_own(tree, inputs, wanted)
         with (out / OUTPUT).open("wb") as file:
-            cpio.write(tree.entries(), file, mtime=EPOCH)
+            # Without an entry of its own the root is as the kernel makes it: everybody may write.
+            cpio.write([cpio.directory("."), *tree.entries()], file, mtime=EPOCH)
         (out / OUTPUT).chmod(0o644)  # whatever the umask: a TREE's result holds the mode
 
 

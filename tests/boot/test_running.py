@@ -144,6 +144,7 @@ def test_a_life(host: Host) -> None:
     )
     assert (done.status, done.stdout, done.stderr) == (5, "b c /tmp image\n", "e\n")
     assert host.ended("exec", "one", "sh", "-c", "kill -9 $$").status == 137
+    assert host("exec", "one", "stat", "-c", "%a %u %n", "/", "/tmp").split("\n")[:2] == ["755 0 /", "1777 0 /tmp"]
     missing = host.ended("exec", "one", "nosuch", "--option")
     assert missing.status == ExitCode.RUN_FAILED
     assert missing.stderr == (

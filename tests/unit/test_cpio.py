@@ -109,6 +109,7 @@ def test_contents_are_streamed() -> None:
     "entries",
     [
         [cpio.regular("a/b", b"")],
+        [cpio.regular(".", b"")],
         [cpio.regular("a", b""), cpio.regular("a/b", b"")],
         [cpio.regular("a", b""), cpio.directory("a")],
         [cpio.regular("/a", b"")],

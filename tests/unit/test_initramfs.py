@@ -323,6 +323,9 @@ def test_host_function(tmp_path: Path, source: Path) -> None:
     assert {entry.path for entry in minimal_root()} <= names
     assert {"init", "ukl/app", "etc/uklimg/run.conf", "srv/sub/b.txt", "etc/motd", "data", "var/lib/x"} <= names
     assert b"\x7fUKL1\napp\n" in archives[0]
+    modes = subprocess.run(["cpio", "-tv", "--quiet"], input=archives[0], capture_output=True, check=True)
+    (root,) = [line.split() for line in modes.stdout.decode().splitlines() if line.endswith(" .")]
+    assert (root[0], root[2], root[3]) == ("drwxr-xr-x", "root", "root"), "nobody but root writes into /"
 
 
 @pytest.mark.parametrize(("dest", "path"), [("/init", "/init"), ("/ukl/app", "/ukl/app"), ("/ukl", "/ukl/top.txt")])

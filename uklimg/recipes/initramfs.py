@@ -13,7 +13,7 @@ from uklimg.recipes import parameters
 from uklimg.recipes.init import OUTPUT as INIT_OUTPUT
 from uklimg.spec.model import Copy
 
-RECIPE_VERSION = 1
+RECIPE_VERSION = 2
 STEP_ID = "initramfs"
 FUNCTION = "initramfs"
 OUTPUT = "initramfs.cpio"
