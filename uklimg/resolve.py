@@ -225,6 +225,7 @@ class _Resolution:
         userland = self._try(self._spec.image.location, self._userland)
         libc = self._try(self._spec.image.location, self._libc)
         if self._errors:
+            advise_update(self._errors)
             raise UserErrors(self._errors)
         if kernel is None:
             raise InternalError("no kernel and no error")
@@ -343,7 +344,7 @@ class _Resolution:
             if one != other
         ]
         if parts:
-            raise _outdated(f"kernel {series}", " and ".join(parts), series)
+            raise OutdatedError(f"kernel {series}", " and ".join(parts), series)
         definition = replace(folder.definition, version=locked.version, file=locked.file, urls=(locked.file.origin,))
         return ResolvedComponent(replace(folder, definition=definition), locked)
 
@@ -377,7 +378,7 @@ class _Resolution:
             parts = [
                 part for part in ("version", "file", "patches") if getattr(locked, part) != getattr(wanted, part)
             ]
-            raise _outdated(f"{kind.value} {name}", " and ".join(parts), name)
+            raise OutdatedError(f"{kind.value} {name}", " and ".join(parts), name)
         return ResolvedComponent(folder, locked)
 
     # --- stages
@@ -436,7 +437,7 @@ class _Resolution:
                 lambda resolver: LockedBase(origin.name, definition.digest, resolver.base(definition)),
             )
             if locked.definition != definition.digest:
-                raise _outdated(f"base image {origin.name}", "definition", origin.name)
+                raise OutdatedError(f"base image {origin.name}", "definition", origin.name)
             self._bases[origin.name] = ResolvedBase(definition, locked)
         return self._bases[origin.name]
 
@@ -518,8 +519,20 @@ def _checkable(locked: LockedSource) -> tuple[Digest, ...]:
     return tuple(file.digest for file in files)
 
 
-def _outdated(what: str, part: str, name: str) -> UserError:
-    return UserError(
-        f"the {part} of {what} changed since {LOCK_NAME} was made",
-        hint=f"uklimg lock --update {name} moves it forward",
-    )
+class OutdatedError(UserError):
+    """The lock is about another state of something that uklimg has. ``name`` is what ``lock --update`` takes."""
+
+    def __init__(self, what: str, part: str, name: str) -> None:
+        super().__init__(f"the {part} of {what} changed since {LOCK_NAME} was made")
+        self.name = name
+        advise_update((self,))
+
+
+def advise_update(errors: Iterable[UserError], given: Iterable[str] = ()) -> None:
+    """Hint at one command for all outdated entries, with the names ``given`` before: each moved alone fails for the
+    others."""
+    outdated = [error for error in errors if isinstance(error, OutdatedError)]
+    names = tuple(dict.fromkeys((*given, *(error.name for error in outdated))))
+    command = " ".join(("uklimg lock", *(f"--update {name}" for name in names)))
+    for error in outdated:
+        error.hint = f"{command} moves {'it' if len(names) == 1 else 'them'} forward"

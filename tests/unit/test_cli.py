@@ -21,8 +21,10 @@ from uklimg.cli.main import VERBS, main, parser, read, verbs
 from uklimg.cli.options import find_image
 from uklimg.cli.run import variables
 from uklimg.errors import ExitCode, ToolError, UserError
+from uklimg.guest.protocol import Status
 from uklimg.imagebuild import build_image
 from uklimg.project import parse_build_args
+from uklimg.runner.launch import Outcome
 from uklimg.runner.machine import PortForward
 from uklimg.runner.qemu import Qemu
 from uklimg.runner.volumes import Bind
@@ -510,6 +512,24 @@ def test_run_without_qemu_names_the_package(uklimg: Command, tmp_path: Path, mon
     found = uklimg("run", "--accel", "tcg", "redis")
     assert found.status == ExitCode.RUN_FAILED
     assert "qemu-of-nobody is not installed (apt-get install" in found.err
+
+
+@pytest.mark.parametrize(
+    ("number", "options", "said"),
+    [
+        (11, [], "uklimg: the program was ended by SIGSEGV (--verbose shows where)\n"),
+        (8, ["--verbose"], "uklimg: the program was ended by SIGFPE\n"),
+        (15, [], ""),
+        (0, [], ""),
+    ],
+)
+def test_a_program_that_dies_of_a_fault_does_not_die_silently(
+    uklimg: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, options: list[str], said: str
+) -> None:
+    add_image(uklimg.store, tmp_path, "redis:latest")
+    monkeypatch.setattr(run, "launch", lambda *_, **__: Outcome(Status(signal=number)))
+    found = uklimg("run", "--accel", "tcg", *options, "redis")
+    assert (found.status, found.err) == (128 + number if number else 0, said)
 
 
 @pytest.mark.parametrize(

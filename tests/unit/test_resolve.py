@@ -23,7 +23,7 @@ from uklimg.lock import (
 )
 from uklimg.patchset import PatchSet
 from uklimg.recipes.base_image import base_image_step, step_id
-from uklimg.resolve import ResolvedSpec, resolve
+from uklimg.resolve import OutdatedError, ResolvedSpec, advise_update, resolve
 from uklimg.resolver import archive_name
 from uklimg.spec import SeriesInfo, Spec, build_spec
 from uklimg.uklfile.parser import parse
@@ -220,6 +220,15 @@ def test_an_edited_base_image_or_patch_set_is_noticed() -> None:
         "Uklfile:9:1: the version of kernel 6.12 changed since Uklfile.lock was made "
         "(uklimg lock --update 6.12 moves it forward)"
     ]
+    # One command for both: each alone fails for the other.
+    both = problems(UKLFILE, lock, Folders(base=base, series=kernel))
+    hints = [line.partition("(")[2] for line in both if "changed since" in line]
+    assert hints == ["uklimg lock --update 6.12 --update debian-trixie moves them forward)"] * 2
+    with pytest.raises(UserErrors) as caught:
+        resolve(spec(), lock.without(["kernel"]), Folders(base=base, series=kernel), Archive())
+    advise_update(caught.value.errors, ["kernel"])
+    (hint,) = {error.hint for error in caught.value.errors if isinstance(error, OutdatedError)}
+    assert hint == "uklimg lock --update kernel --update debian-trixie moves them forward"
 
 
 def test_checksums_are_compared_with_the_lock() -> None:

@@ -14,6 +14,7 @@ from uklimg.errors import ExitCode, UserError, UserErrors
 from uklimg.lock import Lock
 from uklimg.lockdiff import Change, changes, runtime
 from uklimg.project import Project, resolve_project, write_lock
+from uklimg.resolve import advise_update
 
 NAME = "lock"
 HELP = "write Uklfile.lock with every input by digest"
@@ -28,7 +29,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         action="append",
         const="",
         default=None,
-        help="look again for NAME (redis, debian-trixie, kernel); without a name for everything",
+        help="look again for NAME (redis, debian-trixie, kernel), also several times; without a name for everything",
     )
     parser.add_argument(
         "--check", action="store_true", help="write nothing; say what is missing or out of date, and fail then"
@@ -49,7 +50,11 @@ def run(args: argparse.Namespace, host: Host) -> int:
             start = Lock() if "" in args.update else project.lock.without(args.update)
         store = host.store(sink)
         with store.session(), host.resolver(store, sink) as resolver:
-            found = resolve_project(replace(project, lock=start), host.data(), resolver)
+            try:
+                found = resolve_project(replace(project, lock=start), host.data(), resolver)
+            except UserErrors as errors:
+                advise_update(errors.errors, args.update or ())
+                raise
         new = found.lock.only(found.used)
         if new != project.lock or not project.lock_path.exists():
             write_lock(project.lock_path, new)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -38,6 +39,8 @@ from uklimg.store import Store
 NAME = "run"
 HELP = "boot an image in a virtual machine"
 VMLINUX, BZIMAGE = "vmlinux", "bzimage"
+# Signals that end a program without a word of its own.
+FAULTS = (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGTRAP, signal.SIGSYS)
 # What QEMU serves a debugger on, without options.
 GDB = re.compile(r"tcp:[^,\s]*:[0-9]{1,5}|unix:[^,\s]+")
 # Remembers in the state folder whether KVM works.
@@ -122,7 +125,12 @@ def run(args: argparse.Namespace, host: Host) -> int:
         return _detach(args, host, image, hypervisor, machine, guest)
     with Stops() as stops:
         stdin = sys.stdin.fileno() if args.interactive else None
-        return launch(hypervisor, machine, guest, env=env, show=writer(host), stops=stops, stdin=stdin).code
+        outcome = launch(hypervisor, machine, guest, env=env, show=writer(host), stops=stops, stdin=stdin)
+    if outcome.status.signal in FAULTS:
+        how = signal.Signals(outcome.status.signal).name
+        more = "" if args.verbose else " (--verbose shows where)"
+        host.stderr.write(f"uklimg: the program was ended by {how}{more}\n")
+    return outcome.code
 
 
 def _about_arguments(args: argparse.Namespace, image: oci.Image) -> str:
