@@ -16,9 +16,11 @@ from pathlib import Path
 import pytest
 
 from uklimg import trial
+from uklimg.cli.test import News
 from uklimg.digest import Digest
 from uklimg.engine.base import Job, JobResult, Line, Rootfs
 from uklimg.errors import ExitCode, Location, ToolError
+from uklimg.events import BuildFinished, BuildPlanned, Event, StepCached, StepStarted
 from uklimg.guest.protocol import Report, ReportKind, Status
 from uklimg.runner.launch import Outcome
 from uklimg.runner.machine import PortForward
@@ -247,3 +249,16 @@ def test_every_exposed_port_gets_one_of_this_machine() -> None:
     assert [(forward.guest, forward.protocol) for forward in chosen] == [(53, "tcp"), (53, "udp"), (80, "tcp")]
     assert chosen[0].host == chosen[1].host != chosen[2].host
     assert {forward.address for forward in chosen} == {"127.0.0.1"}
+
+
+def test_a_build_stage_that_is_there_is_no_news() -> None:
+    """`test` builds the image, then the stages that its commands run in: mostly the same once more."""
+    first: list[Event] = [BuildPlanned(2, 2), StepCached("a", "A", "1"), BuildFinished(0, 2, 2, 0.1)]
+    nothing: list[Event] = [BuildPlanned(1, 1), StepCached("a", "A", "1"), BuildFinished(0, 1, 1, 0.1)]
+    work: list[Event] = [BuildPlanned(2, 1), StepCached("a", "A", "1"), StepStarted("b", "B", "2")]
+    work.append(BuildFinished(1, 1, 2, 0.1))
+    heard: list[Event] = []
+    sink = News(heard.append)
+    for event in (*first, *nothing, *work, *nothing):
+        sink(event)
+    assert heard == [*first, *work]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import threading
 from collections.abc import Sequence
 from functools import partial
 
@@ -15,7 +16,7 @@ from uklimg.console import Console, clean, console
 from uklimg.digest import JSON
 from uklimg.engine.base import Rootfs
 from uklimg.errors import ExitCode, UserError
-from uklimg.events import Note
+from uklimg.events import BuildFinished, BuildPlanned, Event, Note, Sink, StepCached
 from uklimg.project import Project
 from uklimg.runner.accel import host_tsc_khz
 from uklimg.runner.launch import launch
@@ -77,6 +78,30 @@ def _wanted(project: Project, names: Sequence[str]) -> Sequence[ImageTest]:
     return [test for test in image.tests if not names or test.name in names]
 
 
+class News:
+    """A sink for several builds that passes on all of the first, and of later ones only those that make something."""
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+        self._first = True
+        self._held: list[Event] = []
+        self._lock = threading.Lock()
+
+    def __call__(self, event: Event, /) -> None:
+        with self._lock:
+            if self._first:
+                self._first = not isinstance(event, BuildFinished)
+                self._sink(event)
+            elif isinstance(event, BuildPlanned | StepCached):
+                self._held.append(event)
+            else:
+                held, self._held = self._held, []
+                if not (held and isinstance(event, BuildFinished)):
+                    for earlier in held:
+                        self._sink(earlier)
+                    self._sink(event)
+
+
 def _build_and_test(
     args: argparse.Namespace, host: Host, project: Project, tests: Sequence[ImageTest]
 ) -> tuple[str, trial.Trial]:
@@ -90,7 +115,7 @@ def _build_and_test(
             importer = caching.importer(args, host, store, sink)
             executor = host.executor(
                 store,
-                sink,
+                sink if args.progress == "json" else News(sink),
                 offline=args.offline,
                 vendor=args.vendor,
                 secrets=secrets,
