@@ -488,6 +488,7 @@ def test_the_options_of_run(uklimg: Command) -> None:
         (["-v", "data"], "'data' is not a volume"),
         (["-e", "=1"], "'=1' is not a variable"),
         (["--cpus", "-1"], "--cpus"),
+        (["-it"], "run has no -t"),
     ],
 )
 def test_wrong_options_of_run(uklimg: Command, argv: list[str], message: str) -> None:

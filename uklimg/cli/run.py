@@ -75,6 +75,8 @@ def add(parser: argparse.ArgumentParser) -> None:
         help=f"from the stop signal to the kill ({DEFAULT_GRACE})",
     )
     parser.add_argument("-i", "--interactive", action="store_true", help="connect standard input to the console")
+    # Who writes `run -it` is told, and not that -i takes no "t".
+    parser.add_argument("-t", "--tty", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--verbose", action="store_true", help="show the kernel's messages")
     parser.add_argument("--gdb", metavar="ADDRESS", default="", help="serve a debugger, as in tcp:127.0.0.1:1234")
     trust.add_verify(parser)
@@ -167,6 +169,8 @@ def run_options(args: argparse.Namespace, host: Host) -> RunOptions:
     cpus = options.at_least_one(args.cpus, "--cpus")
     if args.stop_timeout < 0:
         raise UserError("--stop-timeout wants a number of seconds")
+    if args.tty:
+        raise UserError("run has no -t", hint="the program's console is a terminal; -i connects standard input to it")
     if args.gdb and not GDB.fullmatch(args.gdb):
         raise UserError(f"--gdb {args.gdb}: not an address", hint="as in tcp:127.0.0.1:1234 or unix:/run/gdb.sock")
     if args.detach and args.interactive:
