@@ -21,6 +21,7 @@ SAID = {
     "kernel_option": "ENOSYS",
     "dlopen": "fails",
     "exec": "system() gives 127",
+    "own_path": "no path",
 }
 
 

@@ -60,6 +60,7 @@ int execvp(const char *file, char *const argv[])
         ('asm volatile("mov %%gs:0, %0" : "=r"(x));', "segments"),
         ("syscall(SYS_arch_prctl, ARCH_SET_GS, x);", "segments"),
         ("struct rseq_cs cs;", "rseq"),
+        ('readlink("/proc/self/exe", path, sizeof(path));', "own-path"),
         ("iopl(3);", "kernel-option"),
         ("syscall(__NR_bpf, 1);", "kernel-option"),
         ("setuid(1);", "users"),

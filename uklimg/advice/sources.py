@@ -19,6 +19,8 @@ _WORD = re.compile(rf"\b({'|'.join(sorted(WORDS))}|PROT_EXEC|ARCH_SET_GS|__seg_g
 _NOT_TYPES = {"return", "else", "do", "case", "throw", "co_return", "sizeof", "not", "and", "or"}
 _ASM = re.compile(r"\bint\s+\$?\$?0x80\b|\bsysenter\b|%?%gs(?=:)", re.IGNORECASE)
 
+_EXE = re.compile(r"/proc/(?:self|%d|%i|%u|%ld|%lu|%jd)/exe\b")
+
 _JIT = Rule(
     "run-time-code",
     Level.WARNING,
@@ -31,6 +33,12 @@ _RSEQ = Rule(
     Level.WARNING,
     "{name}: the kernel refuses a restartable sequence of the program, whose code is at kernel addresses",
     "build without it",
+)
+_OWN_PATH = Rule(
+    "own-path",
+    Level.WARNING,
+    "{name}: what the link says, NAME (deleted), is the path of nothing; to execute it works",
+    "an argument or a variable can say where the program's files are",
 )
 _INT80 = Rule("int80", Level.ERROR, "{name}: this kernel has no 32-bit system calls, it does nothing", "use syscall")
 
@@ -48,8 +56,11 @@ def scan_source(text: str, file: str, *, programs: bool = False, options: Collec
             found[match.start(1), rule.name] = rule, name
     for match in _WORD.finditer(code):
         found[match.start(), match[1]] = _rule_of(match[1]), match[1]
-    for match in _ASM.finditer(_blanked(text, strings=False)):
+    uncommented = _blanked(text, strings=False)
+    for match in _ASM.finditer(uncommented):
         found[match.start(), match[0]] = _rule_of_assembler(match[0]), " ".join(match[0].split())
+    for match in _EXE.finditer(uncommented):
+        found[match.start(), match[0]] = _OWN_PATH, match[0]
     for (at, _), (rule, name) in sorted(found.items(), key=lambda item: item[0]):
         if rule.name == "kernel-option" and rule.hint.removeprefix("KCONFIG ").removesuffix("=y") in options:
             continue

@@ -2,6 +2,7 @@
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
+#include <limits.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdio.h>
@@ -93,6 +94,13 @@ static void execute(void)
 	printf("exec: system() gives %d\n", WEXITSTATUS(system("true")));
 }
 
+static void own_path(void)
+{
+	char path[PATH_MAX];
+
+	printf("own_path: %s\n", realpath("/proc/self/exe", path) ? path : "no path");
+}
+
 int main(void)
 {
 	signal(SIGSEGV, on_signal);
@@ -104,6 +112,7 @@ int main(void)
 	attempt("kernel_option", kernel_option);
 	attempt("dlopen", load);
 	attempt("exec", execute);
+	attempt("own_path", own_path);
 	puts("end");
 	return 0;
 }
