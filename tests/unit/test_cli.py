@@ -15,7 +15,7 @@ import pytest
 from test_detached import record
 
 from uklimg import oci, proc
-from uklimg.cli import build, run
+from uklimg.cli import build, images, run
 from uklimg.cli.host import Host
 from uklimg.cli.main import VERBS, main, parser, read, verbs
 from uklimg.cli.options import find_image
@@ -160,6 +160,26 @@ def test_a_variable_that_this_machine_lacks_is_not_set(tmp_path: Path) -> None:
     settings = read_settings({}, tmp_path)
     host = Host({"THERE": "x y"}, tmp_path, 0, io.StringIO(), io.StringIO(), settings, None)
     assert variables(["THERE", "LACKS", "GIVEN=", "A=b=c"], host) == {"THERE": "x y", "GIVEN": "", "A": "b=c"}
+
+
+@pytest.mark.parametrize(("there", "status"), [(True, ExitCode.BUG), (False, ExitCode.OK)])
+def test_a_broken_pipe_is_the_end_only_when_it_is_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: bool, status: int
+) -> None:
+    """`uklimg images | head` ends well; a connection that broke does not make a success of what failed."""
+
+    def broken(*_: object) -> int:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(images, "run", broken)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    reader, writer = os.pipe()
+    with os.fdopen(writer, "w") as out:
+        if not there:
+            os.close(reader)
+        assert main(["images"], {"UKLIMG_STORE": str(tmp_path)}, tmp_path, 0, out, io.StringIO()) == status
+    if there:
+        os.close(reader)
 
 
 # --- errors of a Uklfile

@@ -26,7 +26,7 @@ from uklimg.guest.commands import Command, Frame, Frames, decode_exit, encode_fr
 from uklimg.guest.protocol import Status as Ending
 from uklimg.oci.health import SECOND, HealthCheck, decode_health, encode_health
 from uklimg.runner.machine import MachineConfig
-from uklimg.running import channels, logs, policy
+from uklimg.running import channels, client, logs, policy
 from uklimg.running.channels import Ports
 from uklimg.running.folder import Guests, check_name, connect, listen, new_id
 from uklimg.running.policy import HEALTHY, STARTING, UNHEALTHY, Health, Restart, parse_restart
@@ -377,6 +377,15 @@ def test_a_command_to_its_end_and_the_port_is_free_again() -> None:
     ports.close()
 
 
+def test_a_check_that_the_image_lacks_is_named() -> None:
+    ports = Ports(1)
+    failed = encode_frame(commands.FAILED, os.strerror(2).encode())
+    FakeGuest(ports, {commands.START: failed, commands.BYE: encode_frame(commands.DONE)})
+    ran = channels.run_command(ports, Command(("well",)), 60)
+    assert (ran.status, ran.problem) == (None, "the image cannot run well: No such file or directory")
+    ports.close()
+
+
 def test_a_command_that_takes_too_long_is_ended() -> None:
     ports = Ports(1)
     ended = encode_frame(commands.EXIT, b"\1\11")
@@ -455,3 +464,38 @@ def test_a_client_that_sends_nonsense_or_goes_away() -> None:
     with ports.port():
         pass
     ports.close()
+
+
+# ---- a command's client
+
+
+@pytest.mark.parametrize("stdin", [None, "file"])
+@pytest.mark.parametrize(
+    ("last", "code"),
+    [
+        (commands.encode_frame(commands.EXIT, b"\0\7"), 7),
+        (commands.encode_frame(commands.FAILED, os.strerror(2).encode()), None),
+    ],
+    ids=["ended", "failed"],
+)
+def test_a_command_that_is_over_before_its_input_was_sent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stdin: str | None, last: bytes, code: int | None
+) -> None:
+    """The supervisor has answered and hung up: its answer counts, and not that nobody takes the input."""
+    ours, theirs = socket.socketpair()
+    theirs.sendall(last)
+    theirs.close()
+    monkeypatch.setattr(client, "_ask", lambda *_: ours)
+    (tmp_path / "input").write_bytes(b"x" * 100)
+    with (tmp_path / "input").open() as file:
+        number = None if stdin is None else file.fileno()
+
+        def run() -> int:
+            guests, command = Guests(tmp_path / "guests"), Command(("nosuch",))
+            return client.execute(guests, record(), command, stdin=number, out=print, err=print).code
+
+        if code is None:
+            with pytest.raises(ToolError, match="the image cannot run nosuch"):
+                run()
+        else:
+            assert run() == code

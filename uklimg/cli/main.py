@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import os
+import select
 import signal
 import sys
 import traceback
@@ -167,15 +168,25 @@ def main(argv: Sequence[str], environ: Mapping[str, str], cwd: Path, uid: int, s
     except KeyboardInterrupt:
         _say(stderr, f"{NAME}: interrupted")
         return int(ExitCode.INTERRUPTED)
-    except BrokenPipeError:
-        # Whoever read us is gone (`uklimg images | head`): end quietly, and keep Python from flushing again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stdout.fileno())
-        return int(ExitCode.OK)
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _deserted(stdout):
+            # Whoever read us is gone (`uklimg images | head`): end quietly, and keep Python from flushing again.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stdout.fileno())
+            return int(ExitCode.OK)
         if environ.get(DEBUG_VARIABLE):
             traceback.print_exc(file=stderr)
         _say(stderr, f"{NAME}: bug: {type(error).__name__}: {error} ({_keep_traceback(state)})".replace("\n", " "))
         return int(ExitCode.BUG if failed is None else failed)
+
+
+def _deserted(stream: TextIO) -> bool:
+    """Whether ``stream`` is a pipe that nobody reads any more. Other pipes break, too, and say nothing of success."""
+    look = select.poll()
+    try:
+        look.register(stream.fileno(), 0)
+    except OSError:  # no file
+        return False
+    return bool(look.poll(0))
 
 
 def _print_error(error: UklimgError, stderr: TextIO) -> None:

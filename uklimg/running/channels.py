@@ -145,7 +145,8 @@ def run_command(ports: Ports, command: Command, timeout: float) -> Ran:
                     return Ran(commands.decode_exit(frame.payload), printed.decode(errors="replace"))
                 elif frame.kind == commands.FAILED:
                     port.finish()
-                    return Ran(None, "", frame.payload[:200].decode(errors="replace"))
+                    why = frame.payload[:200].decode(errors="replace")
+                    return Ran(None, "", f"the image cannot run {command.argv[0]}: {why}")
         port.abandon()
     return Ran(None, printed.decode(errors="replace"), f"not done within {timeout:g} seconds")
 

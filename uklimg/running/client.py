@@ -149,9 +149,9 @@ def execute(
         if command.terminal and stdin is not None:
             stack.enter_context(_raw(stdin))
         wake = stack.enter_context(_window_changes()) if command.terminal else -1
-        client.sendall(start_frame)
+        session.send(start_frame)
         if stdin is None and not command.terminal:
-            client.sendall(commands.encode_frame(commands.INPUT))
+            session.send(commands.encode_frame(commands.INPUT))
         return session.run(wake)
 
 
@@ -172,6 +172,11 @@ class _Session:
         self._may_send = True
         self._frames = Frames()
 
+    def send(self, data: bytes) -> None:
+        """To the supervisor. One that has hung up said before how the command ended, which is there to be read."""
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self._client.sendall(data)
+
     def run(self, wake: int) -> Ending:
         poll = select.poll()  # epoll and its like refuse ordinary files, as in `< file`
         poll.register(self._client, select.POLLIN)
@@ -183,7 +188,7 @@ class _Session:
             for fd, _ in poll.poll():
                 if fd == wake:
                     os.read(wake, _CHUNK)
-                    self._client.sendall(commands.encode_window(*window_size(self._stdin)))
+                    self.send(commands.encode_window(*window_size(self._stdin)))
                 elif fd == self._client.fileno():
                     ending = self._receive()
                     if ending is not None:
@@ -195,7 +200,7 @@ class _Session:
     def _send_input(self) -> None:
         assert self._stdin is not None
         data = os.read(self._stdin, commands.CHUNK)
-        self._client.sendall(commands.encode_frame(commands.INPUT, data))
+        self.send(commands.encode_frame(commands.INPUT, data))
         self._may_send = False
         if not data:
             self._stdin = None
