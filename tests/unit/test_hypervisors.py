@@ -37,7 +37,7 @@ from uklimg.runner.machine import (
     UserNetwork,
     Volume,
 )
-from uklimg.runner.network import parse_tap
+from uklimg.runner.network import check_tap, parse_tap
 from uklimg.runner.qemu import qemu_cmd
 from uklimg.runner.stops import Stops
 from uklimg.runner.virtiofs import virtiofsd_cmd
@@ -363,6 +363,8 @@ def test_volumes_as_written(disks: Path) -> None:
         ("folder:/a:ro,rw", "exclude"),
         ("folder:/a:9p,virtiofs", "exclude"),
         ("folder:/", "mounted on /"),
+        ("folder:/ukl/", "mounted on /ukl"),
+        ("folder:/x/../proc", "mounted on /proc"),
         ("sly.img:/a", "looks like qcow2"),
     ],
 )
@@ -392,6 +394,25 @@ def test_what_is_no_volume(disks: Path, text: str, match: str) -> None:
 def test_what_is_no_mount(disks: Path, text: str, match: str) -> None:
     with pytest.raises(UserError, match=match):
         parse_mount(text, disks)
+
+
+def test_a_file_that_is_no_disk_is_refused_before_the_boot(tmp_path: Path) -> None:
+    """`-v ./file.conf:/etc/file.conf`, as one may write with Docker; a disk that nobody formatted, too."""
+    for size in (3, 4096):
+        (tmp_path / "file.conf").write_bytes(b"x" * size)
+        bind = parse_bind("file.conf:/etc/file.conf", tmp_path)
+        with pytest.raises(UserError, match=r"file\.conf is no disk with ext4 on it"):
+            check_binds([bind])
+        for other in (replace(bind, target=""), replace(bind, filesystem="xfs"), replace(bind, format="qcow2")):
+            check_binds([other])
+    (tmp_path / "disk").write_bytes(bytes(1080) + b"\x53\xef" + bytes(100))
+    check_binds([parse_bind("disk:/data", tmp_path)])
+
+
+def test_a_tap_device_must_be_there() -> None:
+    check_tap(TapNetwork("lo"))
+    with pytest.raises(UserError, match="there is no network device nosuch0"):
+        check_tap(TapNetwork("nosuch0"))
 
 
 def test_where_volumes_are_in_the_guest(disks: Path) -> None:

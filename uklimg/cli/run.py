@@ -24,8 +24,8 @@ from uklimg.oci import layer
 from uklimg.runner.accel import DEVICE, find_accel, host_tsc_khz
 from uklimg.runner.hypervisors import HYPERVISORS
 from uklimg.runner.launch import check, launch
-from uklimg.runner.machine import Accel, Feature, Machine, MachineConfig, MachineType
-from uklimg.runner.network import parse_forward, parse_tap
+from uklimg.runner.machine import Accel, Feature, Machine, MachineConfig, MachineType, TapNetwork
+from uklimg.runner.network import check_tap, parse_forward, parse_tap
 from uklimg.runner.qemu import Qemu
 from uklimg.runner.request import RunOptions, configure
 from uklimg.runner.stops import Stops
@@ -108,6 +108,8 @@ def add_machine(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, host: Host) -> int:
     wanted = run_options(args, host)
+    if isinstance(wanted.network, TapNetwork):
+        check_tap(wanted.network)
     hypervisor, env = HYPERVISORS[args.hypervisor](), host.env
     check = trust.check_of(args, host)
     with console("auto", host.stderr) as sink:

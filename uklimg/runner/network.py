@@ -53,6 +53,16 @@ def parse_tap(interface: str, address: str) -> TapNetwork:
     return TapNetwork(interface, address=f"{guest.ip}::{router}:{guest.netmask}::eth0:off", mac=mac)
 
 
+def check_tap(network: TapNetwork) -> None:
+    """UserError when there is no such device: QEMU would make one that nothing is connected to."""
+    name = network.interface
+    try:
+        socket.if_nametoindex(name)
+    except OSError:
+        hint = f"ip tuntap add {name} mode tap user $USER"
+        raise UserError(f"there is no network device {name}", hint=hint) from None
+
+
 def _port(text: str, whole: str) -> int:
     if not (text.isascii() and text.isdigit() and 0 < int(text) < 65536):
         raise UserError(f"{text!r} in {whole!r} is not a port", hint="1 to 65535")

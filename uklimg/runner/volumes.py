@@ -17,6 +17,9 @@ from uklimg.runner.machine import Disk, Sharing, Volume
 _9P = "trans=virtio,version=9p2000.L,msize=512000,cache=mmap"
 _QCOW2 = b"QFI\xfb"
 _FORMATS = ("raw", "qcow2")
+# What the guest needs as it is.
+_RESERVED = ("/", "//", "/proc", "/sys", "/dev", "/ukl")
+_EXT_MAGIC, _EXT_MAGIC_AT = b"\x53\xef", 1080  # of ext2, ext3 and ext4
 MAX_DISKS = 24
 
 
@@ -102,8 +105,8 @@ def _host_path(text: str, base: Path) -> Path:
 
 def _target(text: str) -> str:
     path = posixpath.normpath(text)
-    if path in ("/", "//"):
-        raise UserError("a volume cannot be mounted on /")
+    if path in _RESERVED:
+        raise UserError(f"a volume cannot be mounted on {path}")
     return path
 
 
@@ -131,6 +134,21 @@ def _checked(bind: Bind, *, said: bool = False) -> Bind:
     return bind
 
 
+def _check_filesystem(bind: Bind) -> None:
+    """UserError for a disk that the guest would fail to mount: an empty one, or a file that is no disk at all."""
+    if not bind.target or bind.filesystem != "ext4" or bind.format != "raw":
+        return
+    try:
+        with Path(bind.path).open("rb") as file:
+            file.seek(_EXT_MAGIC_AT)
+            magic = file.read(len(_EXT_MAGIC))
+    except OSError:
+        return  # the hypervisor says why
+    if magic != _EXT_MAGIC:
+        hint = "mkfs.ext4 makes one on an empty disk; a single file comes with its folder, or by COPY"
+        raise UserError(f"{bind.path} is no disk with ext4 on it", hint=hint)
+
+
 def check_binds(binds: Sequence[Bind]) -> None:
     """UserError for a folder that is not there, a target named twice, a disk named twice, and too many disks."""
     targets: set[str] = set()
@@ -146,6 +164,7 @@ def check_binds(binds: Sequence[Bind]) -> None:
             if bind.path in disks:
                 raise UserError(f"the disk {bind.path} is named twice")
             disks.add(bind.path)
+            _check_filesystem(bind)
     if len(disks) > MAX_DISKS:
         raise UserError(f"{len(disks)} disks are more than the {MAX_DISKS} that a guest can have")
 
