@@ -19,8 +19,8 @@ __ukl_ret:
 	.size	__ukl_ret, . - __ukl_ret
 
 # System calls that C code called by __ukl_syscall0, 3 and 6 came from here, as far as signal handlers, debuggers and
-# restarts are concerned: the address that they return to is on the stack.
-	.balign	8, 0xcc
+# restarts are concerned: the address that they return to is on the stack. An oops shows what is before it, too.
+	.balign	64, 0xcc
 	.globl	__ukl_again
 	.type	__ukl_again, @function
 __ukl_again:
