@@ -34,7 +34,7 @@ struct worker {
 
 static struct worker workers[THREADS];
 static __thread struct worker *mine;
-static atomic_bool over, all_sent;
+static atomic_bool over, all_sent, switched;
 static long (*const ways[3])(long, long, long, long, long, long, long) = {trapped, called, called_by_c};
 
 static void handle(int number)
@@ -97,9 +97,8 @@ static void live(void *entry, long nr, long calls, uint64_t *seed)
  * Threads on one processor with different values: one call switches, with the other they are interrupted anywhere. Without
  * rseq, since that is another reason for the ordinary exit after each switch.
  */
-static void *switching(void *at)
+static void share_processor(void)
 {
-	uint64_t seed = (uint64_t)(uintptr_t)at;
 	cpu_set_t set;
 
 	if (__rseq_size)
@@ -108,20 +107,45 @@ static void *switching(void *at)
 	CPU_ZERO(&set);
 	CPU_SET(0, &set);
 	SYS(sched_setaffinity(0, sizeof set, &set));
+}
+
+static void *switching(void *at)
+{
+	uint64_t seed = (uint64_t)(uintptr_t)at;
+
+	share_processor();
 	for (int n = 0; n < 6; n++)
 		live(n % 3 ? n % 3 == 1 ? call_entry : c_entries[0] : NULL, n < 3 ? SYS_sched_yield : SYS_getppid,
-		     n < 3 ? 500 : 50000, &seed);
+		     n < 3 ? 500 : n == 5 ? 200000 : 50000, &seed);
+	return NULL;
+}
+
+/* It makes the interrupts that lead to a switch many. */
+static void *waking(void *at)
+{
+	const struct timespec pause = {0, 20000};
+	uint64_t seed = 7;
+
+	(void)at;
+	share_processor();
+	while (!switched) {
+		SYS(nanosleep(&pause, NULL));
+		live(NULL, SYS_getppid, 1, &seed);
+	}
 	return NULL;
 }
 
 static void switches(void)
 {
-	pthread_t other[3];
+	pthread_t other[3], waker;
 
+	CHECK_OK(pthread_create(&waker, NULL, waking, NULL));
 	for (int n = 0; n < 3; n++)
 		CHECK_OK(pthread_create(&other[n], NULL, switching, &workers[n]));
 	for (int n = 0; n < 3; n++)
 		CHECK_OK(pthread_join(other[n], NULL));
+	switched = true;
+	CHECK_OK(pthread_join(waker, NULL));
 }
 
 /* What the kernel tells by rseq must be so after every call: here, after the one that moved the thread. */
