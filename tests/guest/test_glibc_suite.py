@@ -53,8 +53,13 @@ cat /glibc/tests
 Verdicts = Mapping[str, tuple[str, str]]
 
 
-@pytest.fixture(scope="module")
-def image(tmp_path_factory: pytest.TempPathFactory, build_image: Callable[[Path, str], Image]) -> Image:
+@pytest.fixture(scope="module", params=["PF_SS", "BYP"])
+def image(
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    build_image: Callable[[Path, str], Image],
+) -> Image:
+    """With the options: none, which every kernel has, and calls that bypass entry and exit work."""
     folder = tmp_path_factory.mktemp("glibc")
     libc = Data(find_data()).libc("2.41")
     source = Store(read_settings(os.environ, Path.cwd()).store).verified_path(libc.definition.file.digest)
@@ -69,13 +74,14 @@ def image(tmp_path_factory: pytest.TempPathFactory, build_image: Callable[[Path,
     asked = os.environ["UKLIMG_TEST_GLIBC"]
     wanted = " ".join((CHOSEN if asked == "some" else asked).split())
     text = (HERE / "Uklfile").read_text()
-    (folder / "Uklfile").write_text(text.replace("ARG TESTS=", f'ARG TESTS="{wanted if wanted != "all" else ""}"'))
-    return build_image(folder, "uklimg-test/guest-glibc:base")
+    text = text.replace("ARG TESTS=", f'ARG TESTS="{wanted if wanted != "all" else ""}"')
+    (folder / "Uklfile").write_text(text.replace("ARG UKL=PF_SS", f"ARG UKL={request.param}"))
+    return build_image(folder, f"uklimg-test/guest-glibc:{request.param.lower()}")
 
 
 def test_the_application_finds_what_ring_3_finds(image: Image) -> None:
     tests = [line.split("\t") for line in outputs(image, [])["setup"].splitlines() if line.count("\t") == 5]
-    found = verdicts(image, tests)
+    found = dict(verdicts(image, tests))
     refused = {name: found.pop(name) for name in EXECUTABLE & found.keys()}
     assert set(refused.values()) <= {("exit 0", "exit 1")}, refused
     tests = [test for test in tests if test[0] in found]
