@@ -255,7 +255,8 @@ def test_a_crash_is_the_programs(example: Example, tmp_path: Path) -> None:
     command = ("redis-server", "/etc/redis.conf", "--enable-debug-command", "yes", "--crash-memcheck-enabled", "no")
     with redis(example.tag, tmp_path, command=command) as server:
         ended = server.end("DEBUG", "SEGFAULT")
-    assert (ended.status, ended.stderr) == (128 + signal.SIGSEGV, "")
+    said = "uklimg: the program was ended by SIGSEGV (--verbose shows where)\n"
+    assert (ended.status, ended.stderr) == (128 + signal.SIGSEGV, said)
     assert "crashed by signal: 11" in ended.stdout
     (at,) = re.findall(r"Crashed running the instruction at: (\w+)", ended.stdout)
     assert int(at, 16) in APPLICATION
