@@ -3,7 +3,6 @@ archives with a busybox shell inside."""
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -12,15 +11,14 @@ from pathlib import Path
 
 import pytest
 from bootlib import Example, build_initramfs, shell
-from redislib import ROOT, uklimg, uklimg_cmd, uklimg_env
+from debugfile import debug_file
+from redislib import ROOT, uklimg_cmd, uklimg_env
 
 import uklimg as package
 from uklimg import oci, proc
 from uklimg.cli.run import boot_file
-from uklimg.digest import Digest
 from uklimg.guest.protocol import GuestConfig
 from uklimg.recipes import init as init_recipe
-from uklimg.recipes.app import step_id
 from uklimg.settings import read_settings
 from uklimg.store import Store
 
@@ -46,12 +44,7 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Example:
     store = Store(read_settings(os.environ, Path.cwd()).store)
     root = store.tags()[TAG]
     image = oci.read_image(lambda blob: store.read_blob(blob.digest), root)
-    planned = uklimg("plan", "--format", "json", "-f", str(uklfile), str(folder))
-    name = image.run.program
-    (key,) = (step["key"] for step in json.loads(planned.stdout) if step["step"] == step_id(name))
-    linked = store.lookup(Digest.parse(key))
-    assert linked is not None, "a build leaves the results of its steps"
-    return Example(TAG, store, root, image, store.tree(linked) / f"{name}.debug")
+    return Example(TAG, store, root, image, debug_file(uklfile, folder, image.run.program))
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -12,13 +11,12 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from debugfile import debug_file
 from guestlib import SUITE, TOOLS, BuildImage, Image
 
 from uklimg import oci, proc
 from uklimg.cli.run import boot_file
-from uklimg.digest import Digest
 from uklimg.mirror import find_mirror
-from uklimg.recipes.app import step_id
 from uklimg.runner.machine import MIB
 from uklimg.runner.request import RunOptions
 from uklimg.runner.volumes import Bind
@@ -82,13 +80,7 @@ def suite_debug(context: Path, suite_image: BuildImage) -> Callable[[str], Path]
 
     def debug(config: str) -> Path:
         suite_image(config)
-        argv = [sys.executable, "-m", "uklimg", "plan", "--format", "json", "-f", str(context / "suite/Uklfile")]
-        planned = proc.run([*argv, *_config_options(config), str(context)], env=dict(os.environ))
-        (key,) = (step["key"] for step in json.loads(planned.text) if step["step"] == step_id(SUITE))
-        store = Store(read_settings(os.environ, Path.cwd()).store)
-        linked = store.lookup(Digest.parse(key))
-        assert linked is not None, "a build leaves the results of its steps"
-        return store.tree(linked) / f"{SUITE}.debug"
+        return debug_file(context / "suite/Uklfile", context, SUITE, _config_options(config))
 
     return debug
 
